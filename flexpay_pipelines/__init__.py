@@ -1,0 +1,1 @@
+"""FlexPay Pipelines: the Dagster code location that makes flexible payments safe to run."""

@@ -1,0 +1,185 @@
+"""The settings: the only reader of the environment.
+
+What belongs here: every FLEXPAY_ variable, what it means, what it may be. What does not: opening anything.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from flexpay_pipelines.errors import ConfigurationError
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+PREFIX = "FLEXPAY_"
+
+
+class Settings(BaseSettings):
+    """Every setting of the product. Unset databases and an unset Stripe are served by the embedded sandbox."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True)
+
+    home: Path = Field(
+        default=CHECKOUT / ".flexpay", description="Folder of all local state: clusters, backups, reports."
+    )
+    environment: Literal["development", "staging", "production"] = Field(
+        default="development", description="Where this runs; production refuses the embedded sandbox."
+    )
+
+    billing_url: SecretStr | None = Field(
+        default=None, description="PostgreSQL URL of the billing database, postgresql://user:password@host:5432/name."
+    )
+    control_url: SecretStr | None = Field(
+        default=None,
+        description="PostgreSQL URL of the control database (Dagster, alerts, audit, backup catalog); another server.",
+    )
+    postgres_bin: Path | None = Field(
+        default=None, description="Folder of pg_dump, pg_restore, initdb; unset: the embedded PostgreSQL 18."
+    )
+
+    stripe_api_key: SecretStr | None = Field(default=None, description="Stripe secret or restricted key.")
+    stripe_api_base: str | None = Field(
+        default=None, description="Where Stripe answers; unset without a key: the embedded sandbox server."
+    )
+    stripe_webhook_secret: SecretStr | None = Field(default=None, description="Signing secret of the webhook endpoint.")
+    stripe_requests_per_second: float = Field(
+        default=25.0, gt=0, le=100, description="Token bucket per endpoint: 25 in test mode, up to 100 live."
+    )
+    stripe_pause_mode: Literal["collection", "subscription"] = Field(
+        default="collection", description="How a pause is made at Stripe: pause_collection, or /pause and /resume."
+    )
+
+    pause_max_days: int = Field(default=90, ge=1, description="Longest pause a customer may ask for, in days.")
+    pause_max_per_year: int = Field(default=4, ge=1, description="Pauses a subscription may start in 365 days.")
+    pause_grace_days: int = Field(
+        default=7, ge=1, description="Days from a failed payment until the subscription is suspended."
+    )
+    pause_moves_next_payment: bool = Field(
+        default=True, description="Whether the next payment date moves by the time a subscription was paused."
+    )
+
+    reporting_currency: str = Field(
+        default="EUR", pattern="^[A-Z]{3}$", description="Currency of converted figures, ISO 4217."
+    )
+
+    backup_folder: Path | None = Field(default=None, description="Where backups are kept; unset: below FLEXPAY_HOME.")
+    backup_offsite_folder: Path | None = Field(
+        default=None, description="Where copies of backups go: a mount of another machine; unset: below FLEXPAY_HOME."
+    )
+    backup_retention_days: int = Field(default=30, ge=1, description="Days for which a backup is kept.")
+
+    slack_token: SecretStr | None = Field(default=None, description="Slack bot token (xoxb-…).")
+    slack_channel: str = Field(default="#flexpay-alerts", description="Slack channel of alerts.")
+    slack_api_base: str = Field(default="https://slack.com/api/", description="Where Slack's Web API answers.")
+
+    payment_failure_threshold: float = Field(
+        default=0.05, gt=0, lt=1, description="Payment failure rate above which a release is rolled back."
+    )
+    system_error_threshold: float = Field(
+        default=0.01, gt=0, lt=1, description="System error rate above which a release is rolled back."
+    )
+    database_slowdown_threshold: float = Field(
+        default=0.5, gt=0, description="Rise of database time (0.5: half as slow again) that rolls a release back."
+    )
+    churn_alert_threshold: float = Field(
+        default=0.10, gt=0, lt=1, description="Customer churn of 30 days that raises an alert."
+    )
+    high_risk_alert_threshold: int = Field(
+        default=50, ge=0, description="Customers at high risk of leaving (score 0.7 and above) that raise an alert."
+    )
+    api_response_alert_seconds: float = Field(
+        default=2.0, gt=0, description="Response time of Stripe's API, in seconds, that raises an alert."
+    )
+
+    @field_validator("billing_url", "control_url")
+    @classmethod
+    def _postgresql_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().startswith(
+            ("postgresql://", "postgresql+", "postgres://")
+        ):
+            raise ValueError("a URL that begins with postgresql:// is expected")
+        return value
+
+    @property
+    def backups(self) -> Path:
+        """Where backups are kept."""
+        return self.backup_folder or self.home / "backups"
+
+    @property
+    def backups_offsite(self) -> Path:
+        """Where the copies of backups go."""
+        return self.backup_offsite_folder or self.home / "backups-offsite"
+
+    @property
+    def billing(self) -> str:
+        """The URL of the billing database.
+
+        Raises:
+            ConfigurationError: unset (the embedded clusters were not started).
+        """
+        return self._required("billing_url", self.billing_url)
+
+    @property
+    def control(self) -> str:
+        """The URL of the control database.
+
+        Raises:
+            ConfigurationError: unset (the embedded clusters were not started).
+        """
+        return self._required("control_url", self.control_url)
+
+    @staticmethod
+    def _required(name: str, value: SecretStr | None) -> str:
+        if value is None:
+            raise ConfigurationError(f"{variable(name)} is not set: {Settings.model_fields[name].description}")
+        return value.get_secret_value()
+
+
+def variable(field: str) -> str:
+    """The environment variable of a setting."""
+    return f"{PREFIX}{field.upper()}"
+
+
+def load_settings() -> Settings:
+    """Read the environment (and `.env`, where there is one).
+
+    Raises:
+        ConfigurationError: one sentence for each variable that is malformed, with what is expected.
+    """
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        raise ConfigurationError(
+            " ".join(_complaint(detail["loc"], detail["msg"]) for detail in error.errors())
+        ) from None
+    # A relative home would move with the working folder of whichever process reads it.
+    return settings.model_copy(update={"home": settings.home.expanduser().resolve()})
+
+
+def _complaint(location: tuple[int | str, ...], message: str) -> str:
+    field = str(location[0]).lower().removeprefix(PREFIX.lower())
+    about = Settings.model_fields[field].description if field in Settings.model_fields else ""
+    return f"{variable(field)} is malformed: {message}. Expected: {about}"
+
+
+def template() -> str:
+    """The text of `.env.production.template`: every variable, what it means, its default."""
+    lines = [
+        "# Settings of FlexPay Pipelines. Made by `flexpay env template`; a line without a value is optional.",
+        "# Keep secrets out of version control: copy this file to .env, or set the variables in the service manager.",
+    ]
+    for name, field in Settings.model_fields.items():
+        default = field.default
+        shown = "" if default is None or name == "home" else default
+        shown = str(shown).lower() if isinstance(shown, bool) else shown
+        lines += ["", f"# {field.description}", f"{variable(name)}={shown}" if shown != "" else f"# {variable(name)}="]
+    return "\n".join(lines) + "\n"
+
+
+def export(name: str, value: str) -> None:
+    """Hand a value to libraries and child processes that read the environment themselves (Dagster, libpq)."""
+    os.environ[name] = value

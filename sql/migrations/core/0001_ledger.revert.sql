@@ -1,0 +1,20 @@
+-- Core holds the money's history: its tables are set aside whole, under the names they had.
+DROP TRIGGER subscriptions_history_update ON billing.subscriptions;
+DROP TRIGGER subscriptions_history_insert ON billing.subscriptions;
+DROP TRIGGER subscriptions_stamp ON billing.subscriptions;
+DROP TRIGGER subscription_events_append_only ON billing.subscription_events;
+DROP FUNCTION billing.record_changed_subscriptions();
+DROP FUNCTION billing.record_new_subscriptions();
+DROP FUNCTION billing.stamp_subscription_change();
+DROP FUNCTION billing.subscription_event(text, text, boolean);
+DROP FUNCTION billing.refuse_history_change();
+ALTER TABLE billing.customers SET SCHEMA archive;
+ALTER TABLE billing.plans SET SCHEMA archive;
+ALTER TABLE billing.plan_prices SET SCHEMA archive;
+ALTER TABLE billing.subscriptions SET SCHEMA archive;
+ALTER TABLE billing.subscription_events SET SCHEMA archive;
+ALTER TABLE billing.payments SET SCHEMA archive;
+ALTER TABLE billing.stripe_events SET SCHEMA archive;
+ALTER TABLE billing.stripe_commands SET SCHEMA archive;
+ALTER TABLE billing.feature_flags SET SCHEMA archive;
+ALTER TABLE billing.fx_rates SET SCHEMA archive;

@@ -1,0 +1,34 @@
+SELECT pause_id, pause_ref, subscription_id, starts_at, ends_at, kind, reason, state, version, changed_at
+FROM billing.subscription_pauses WHERE false;
+
+DO $$
+DECLARE
+    missing text;
+BEGIN
+    SELECT string_agg(wanted.name, ', ') INTO missing
+    FROM unnest(ARRAY['subscription_pauses_subscription', 'subscription_pauses_due_start', 'subscription_pauses_due_end'])
+        AS wanted (name)
+    WHERE NOT EXISTS (
+        SELECT 1 FROM pg_index WHERE indexrelid = to_regclass('billing.' || wanted.name) AND indisvalid AND indisready
+    );
+    IF missing IS NOT NULL THEN
+        RAISE EXCEPTION 'pauses: index missing or invalid: %', missing;
+    END IF;
+    IF NOT EXISTS (
+        SELECT 1 FROM pg_constraint
+        WHERE conrelid = 'billing.subscription_pauses'::regclass AND conname = 'subscription_pauses_no_overlap'
+            AND contype = 'x'
+    ) THEN
+        RAISE EXCEPTION 'pauses: two pauses of one subscription may overlap';
+    END IF;
+    IF (
+        SELECT count(*) FROM pg_constraint
+        WHERE conrelid = 'billing.subscription_pauses'::regclass AND contype = 'c' AND convalidated
+    ) < 5 THEN
+        RAISE EXCEPTION 'pauses: a check constraint is missing';
+    END IF;
+    IF NOT EXISTS (SELECT 1 FROM billing.feature_flags WHERE feature = 'pauses') THEN
+        RAISE EXCEPTION 'pauses: the kill switch is missing';
+    END IF;
+END
+$$;

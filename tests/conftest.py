@@ -1,0 +1,83 @@
+"""What every test may ask for: a real PostgreSQL, and databases cloned from a migrated template."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from flexpay_pipelines.database import Connection, opened
+from flexpay_pipelines.sandbox import Cluster, scratch_cluster
+from flexpay_pipelines.sql import MIGRATIONS_ROOT
+
+BILLING_COMPONENTS = ("core", "frequencies", "pauses", "rewards", "analytics")
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One cluster for the whole run; FLEXPAY_POSTGRES_BIN chooses another PostgreSQL than the embedded one."""
+    chosen = os.environ.get("FLEXPAY_POSTGRES_BIN")
+    with scratch_cluster(tmp_path_factory.mktemp("cluster"), bin_folder=Path(chosen) if chosen else None) as running:
+        yield running
+
+
+def _template(cluster: Cluster, name: str, components: tuple[str, ...]) -> str:
+    with psycopg.connect(cluster.url(), autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    with psycopg.connect(cluster.url(name), autocommit=True) as connection:
+        for component in components:
+            for path in sorted((MIGRATIONS_ROOT / component).glob("*.deploy.sql")):
+                connection.execute(path.read_bytes())
+    return name
+
+
+def _clone(cluster: Cluster, template: str) -> Iterator[str]:
+    name = f"test_{uuid4().hex}"
+    identifier = sql.Identifier(name)
+    with psycopg.connect(cluster.url(), autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(identifier, sql.Identifier(template)))
+        yield cluster.url(name)
+        connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(identifier))
+
+
+@pytest.fixture(scope="session")
+def billing_template(cluster: Cluster) -> str:
+    """A database with every billing component at its newest revision."""
+    return _template(cluster, "billing_template", BILLING_COMPONENTS)
+
+
+@pytest.fixture(scope="session")
+def control_template(cluster: Cluster) -> str:
+    """A database with the control plane's component."""
+    return _template(cluster, "control_template", ("ops",))
+
+
+@pytest.fixture
+def billing_url(cluster: Cluster, billing_template: str) -> Iterator[str]:
+    """The URL of a fresh billing database."""
+    yield from _clone(cluster, billing_template)
+
+
+@pytest.fixture
+def control_url(cluster: Cluster, control_template: str) -> Iterator[str]:
+    """The URL of a fresh control database."""
+    yield from _clone(cluster, control_template)
+
+
+@pytest.fixture
+def billing(billing_url: str) -> Iterator[Connection]:
+    """A connection to a fresh billing database."""
+    with opened(billing_url, purpose="test") as connection:
+        yield connection
+
+
+@pytest.fixture
+def control(control_url: str) -> Iterator[Connection]:
+    """A connection to a fresh control database."""
+    with opened(control_url, purpose="test", role="control") as connection:
+        yield connection
