@@ -51,5 +51,8 @@ def parse_instant(text: str) -> datetime:
     except ValueError:
         raise BadInput(f"'{text}' is not an ISO-8601 time such as 2026-01-31T09:00:00+00:00.") from None
     if instant.tzinfo is None:
-        raise BadInput(f"'{text}' has no offset from UTC: write it as {text}+00:00 or {text}Z.")
-    return instant.astimezone(UTC)
+        raise BadInput(f"'{text}' has no offset from UTC: write it as {instant.isoformat()}+00:00.")
+    try:
+        return instant.astimezone(UTC)
+    except OverflowError:
+        raise BadInput(f"'{text}' lies outside the years 1 to 9999 in UTC.") from None

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
-from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
-from flexpay_pipelines.errors import DatabaseUnavailable, TransientError
+from flexpay_pipelines.errors import ConfigurationError, DatabaseUnavailable, TransientError
 
 if TYPE_CHECKING:
     import psycopg
@@ -21,10 +21,18 @@ BILLING = "billing"
 CONTROL = "control"
 SETTING_OF = {BILLING: "FLEXPAY_BILLING_URL", CONTROL: "FLEXPAY_CONTROL_URL"}
 
+NO_URL = "A PostgreSQL URL is expected, postgresql://user:password@host:5432/name, special characters percent-encoded."
+
 
 def libpq_url(url: str) -> str:
-    """The URL as libpq and its tools read it: without SQLAlchemy's driver name."""
-    scheme, rest = url.split("://", 1)
+    """The URL as libpq and its tools read it: without SQLAlchemy's driver name.
+
+    Raises:
+        ConfigurationError: it is no URL. (Nothing here quotes a URL that cannot be read: it may hold a password.)
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        raise ConfigurationError(NO_URL)
     return f"{scheme.split('+')[0]}://{rest}"
 
 
@@ -35,29 +43,41 @@ def sqlalchemy_url(url: str, driver: str = "psycopg") -> str:
 
 def with_database(url: str, name: str) -> str:
     """The same server, another database."""
-    parts = urlsplit(libpq_url(url))
-    # urlunsplit drops the slashes of an empty host unless told otherwise; a socket URL has one.
-    return f"{parts.scheme}://{parts.netloc}/{name}" + (f"?{parts.query}" if parts.query else "")
+    parts = _split(url)
+    return _joined(parts.scheme, parts.netloc, f"/{quote(name, safe='')}", parts.query)
 
 
 def describe(url: str) -> str:
     """The database as a person may see it in a message: user, host, port, name; never the password."""
-    parts = urlsplit(libpq_url(url))
-    query = dict(parse_qsl(parts.query))
-    host = parts.hostname or query.get("host") or "local socket"
-    port = f":{parts.port}" if parts.port else ""
+    parts = _split(url)
+    # As written, not as numbers: libpq takes several hosts and ports, separated by commas.
+    host = parts.netloc.rpartition("@")[2] or dict(parse_qsl(parts.query)).get("host") or "local socket"
     user = f"{unquote(parts.username)}@" if parts.username else ""
-    return f"{user}{host}{port}/{parts.path.lstrip('/') or 'postgres'}"
+    return f"{user}{host}/{unquote(parts.path.lstrip('/')) or 'postgres'}"
 
 
 def without_password(url: str) -> tuple[str, str | None]:
     """The URL for a command line, where others can read it, and the password for the environment."""
-    parts = urlsplit(libpq_url(url))
-    if parts.password is None:
-        return libpq_url(url), None
-    login, host = parts.netloc.rsplit("@", 1)
-    netloc = f"{login.split(':', 1)[0]}@{host}"
-    return urlunsplit((parts.scheme, netloc, parts.path, parts.query, "")), unquote(parts.password)
+    parts = _split(url)
+    login, at, host = parts.netloc.rpartition("@")
+    user, _, password = login.partition(":")
+    # libpq reads the query last: a password there counts, not the one before the host.
+    pairs = [pair.partition("=") for pair in parts.query.split("&") if pair]
+    kept = "&".join("".join(pair) for pair in pairs if pair[0] != "password")
+    secret = next((value for name, _, value in reversed(pairs) if name == "password"), password)
+    return _joined(parts.scheme, f"{user}{at}{host}", parts.path, kept), unquote(secret) or None
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(libpq_url(url))
+    except ValueError:
+        raise ConfigurationError(NO_URL) from None
+
+
+def _joined(scheme: str, netloc: str, path: str, query: str) -> str:
+    # urlunsplit drops the slashes of an empty host; a socket URL has one.
+    return f"{scheme}://{netloc}{path}" + (f"?{query}" if query else "")
 
 
 def connect(url: str, *, purpose: str, role: str = BILLING, connect_timeout: int = 10) -> Connection:
@@ -70,6 +90,7 @@ def connect(url: str, *, purpose: str, role: str = BILLING, connect_timeout: int
 
     Raises:
         DatabaseUnavailable: one sentence that names the database, the reason and the setting to mend.
+        ConfigurationError: the URL cannot be read.
     """
     import psycopg  # noqa: PLC0415 - the code location loads without it
     from psycopg.rows import dict_row  # noqa: PLC0415
@@ -82,7 +103,11 @@ def connect(url: str, *, purpose: str, role: str = BILLING, connect_timeout: int
             application_name=f"flexpay {purpose}"[:63],
             connect_timeout=connect_timeout,
             options="-c timezone=UTC",
+            client_encoding="utf8",
         )
+    except (psycopg.ProgrammingError, UnicodeError):
+        # Not quoted, and without its cause: libpq repeats the part that it does not understand.
+        raise ConfigurationError(f"{SETTING_OF.get(role, role)} cannot be read: {NO_URL}") from None
     except psycopg.OperationalError as error:
         reason = " ".join(str(error).split())
         raise DatabaseUnavailable(

@@ -66,4 +66,4 @@ def show(amount_minor: int | Decimal, currency: str) -> str:
     """An amount as a person reads it: `show(123456, "EUR") == "1,234.56 EUR"`."""
     digits = minor_digits(currency)
     amount = Decimal(amount_minor).scaleb(-digits).quantize(Decimal(1).scaleb(-digits), rounding=ROUND_HALF_UP)
-    return f"{amount:,} {currency}"
+    return f"{amount + 0:,} {currency}"  # + 0: what rounds to nothing has no sign

@@ -21,7 +21,9 @@ PREFIX = "FLEXPAY_"
 class Settings(BaseSettings):
     """Every setting of the product. Unset databases and an unset Stripe are served by the embedded sandbox."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_file=".env", env_ignore_empty=True, allow_inf_nan=False, extra="ignore", frozen=True
+    )
 
     home: Path = Field(
         default=CHECKOUT / ".flexpay", description="Folder of all local state: clusters, backups, reports."
@@ -71,6 +73,11 @@ class Settings(BaseSettings):
         default=None, description="Where copies of backups go: a mount of another machine; unset: below FLEXPAY_HOME."
     )
     backup_retention_days: int = Field(default=30, ge=1, description="Days for which a backup is kept.")
+
+    advisories_file: Path | None = Field(
+        default=None,
+        description="File of known vulnerabilities: JSON lines with id, package, affected, severity.",
+    )
 
     slack_token: SecretStr | None = Field(default=None, description="Slack bot token (xoxb-…).")
     slack_channel: str = Field(default="#flexpay-alerts", description="Slack channel of alerts.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,28 +12,27 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from flexpay_pipelines.database import Connection, opened
+from flexpay_pipelines.database import BILLING, CONTROL, Connection, opened
+from flexpay_pipelines.migrations import COMPONENTS, deploy
 from flexpay_pipelines.sandbox import Cluster, scratch_cluster
-from flexpay_pipelines.sql import MIGRATIONS_ROOT
 
-BILLING_COMPONENTS = ("core", "frequencies", "pauses", "rewards", "analytics")
+LOG = logging.getLogger(__name__)
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster() -> Iterator[Cluster]:
     """One cluster for the whole run; FLEXPAY_POSTGRES_BIN chooses another PostgreSQL than the embedded one."""
     chosen = os.environ.get("FLEXPAY_POSTGRES_BIN")
-    with scratch_cluster(tmp_path_factory.mktemp("cluster"), bin_folder=Path(chosen) if chosen else None) as running:
+    with scratch_cluster(bin_folder=Path(chosen) if chosen else None) as running:
         yield running
 
 
-def _template(cluster: Cluster, name: str, components: tuple[str, ...]) -> str:
+def _template(cluster: Cluster, name: str, database: str) -> str:
+    components = [component.name for component in COMPONENTS.values() if component.database == database]
     with psycopg.connect(cluster.url(), autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    with psycopg.connect(cluster.url(name), autocommit=True) as connection:
-        for component in components:
-            for path in sorted((MIGRATIONS_ROOT / component).glob("*.deploy.sql")):
-                connection.execute(path.read_bytes())
+    done = deploy(cluster.url(name), components, record=lambda step: LOG.debug(step.title), progress=LOG.debug)
+    LOG.info("template %s: %s steps", name, len(done))
     return name
 
 
@@ -48,13 +48,13 @@ def _clone(cluster: Cluster, template: str) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def billing_template(cluster: Cluster) -> str:
     """A database with every billing component at its newest revision."""
-    return _template(cluster, "billing_template", BILLING_COMPONENTS)
+    return _template(cluster, "billing_template", BILLING)
 
 
 @pytest.fixture(scope="session")
 def control_template(cluster: Cluster) -> str:
     """A database with the control plane's component."""
-    return _template(cluster, "control_template", ("ops",))
+    return _template(cluster, "control_template", CONTROL)
 
 
 @pytest.fixture

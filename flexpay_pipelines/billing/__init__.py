@@ -1,1 +1,54 @@
-"""billing"""
+"""Billing: the pause sweep, pauses, payment outcomes, payment frequencies, reward credits, and the switch of each.
+
+What belongs here: what happens to subscriptions and balances in our own database. What does not: speaking to Stripe
+(`flexpay_pipelines.payments`: billing writes commands, payments delivers them), figures about it (`analytics`).
+"""
+
+from flexpay_pipelines.billing.features import feature_enabled, set_feature
+from flexpay_pipelines.billing.frequencies import (
+    FrequencyQuote,
+    apply_due_frequency_changes,
+    change_frequency,
+    quote_frequency_change,
+)
+from flexpay_pipelines.billing.importing import FileCounts, ImportResult, import_directory
+from flexpay_pipelines.billing.outcomes import PaymentEffects, apply_payment_outcomes
+from flexpay_pipelines.billing.pauses import PausePolicy, cancel_pause, end_pause_now, schedule_pause
+from flexpay_pipelines.billing.rewards import earn_reward, expire_rewards, reverse_reward, reward_balance, spend_reward
+from flexpay_pipelines.billing.sweep import (
+    SweepPlan,
+    SweepPolicy,
+    SweepResult,
+    pauses_by_hour,
+    plan_sweep,
+    sweep_pauses,
+)
+
+__all__ = [
+    "FileCounts",
+    "FrequencyQuote",
+    "ImportResult",
+    "PausePolicy",
+    "PaymentEffects",
+    "SweepPlan",
+    "SweepPolicy",
+    "SweepResult",
+    "apply_due_frequency_changes",
+    "apply_payment_outcomes",
+    "cancel_pause",
+    "change_frequency",
+    "earn_reward",
+    "end_pause_now",
+    "expire_rewards",
+    "feature_enabled",
+    "import_directory",
+    "pauses_by_hour",
+    "plan_sweep",
+    "quote_frequency_change",
+    "reverse_reward",
+    "reward_balance",
+    "schedule_pause",
+    "set_feature",
+    "spend_reward",
+    "sweep_pauses",
+]

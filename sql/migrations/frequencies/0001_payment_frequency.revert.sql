@@ -45,6 +45,7 @@ CREATE TABLE archive.subscription_frequencies (
 );
 INSERT INTO archive.subscription_frequencies (subscription_id, payment_frequency)
 SELECT subscription_id, payment_frequency FROM billing.subscriptions;
+-- squawk-ignore ban-drop-column
 ALTER TABLE billing.subscriptions DROP COLUMN payment_frequency;
 ALTER TABLE billing.frequency_changes SET SCHEMA archive;
 UPDATE billing.feature_flags SET enabled = false, reason = 'schema reverted', changed_at = now() WHERE feature = 'frequencies';

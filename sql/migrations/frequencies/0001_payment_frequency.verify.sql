@@ -41,3 +41,30 @@ BEGIN
     END IF;
 END
 $$;
+
+DO $$
+DECLARE
+    missing text;
+BEGIN
+    SELECT string_agg(wanted.name, ', ') INTO missing
+    FROM (VALUES
+        ('billing.frequency_changes', 'frequency_changes_amount_minor_check'),
+        ('billing.frequency_changes', 'frequency_changes_check'),
+        ('billing.frequency_changes', 'frequency_changes_credit_minor_check'),
+        ('billing.frequency_changes', 'frequency_changes_currency_check'),
+        ('billing.frequency_changes', 'frequency_changes_debit_minor_check'),
+        ('billing.frequency_changes', 'frequency_changes_from_frequency_check'),
+        ('billing.frequency_changes', 'frequency_changes_pkey'),
+        ('billing.frequency_changes', 'frequency_changes_state_check'),
+        ('billing.frequency_changes', 'frequency_changes_subscription_id_fkey'),
+        ('billing.frequency_changes', 'frequency_changes_to_frequency_check')
+    ) AS wanted (tab, name)
+    WHERE NOT EXISTS (
+        SELECT 1 FROM pg_constraint
+        WHERE conrelid = to_regclass(wanted.tab) AND conname = wanted.name AND convalidated
+    );
+    IF missing IS NOT NULL THEN
+        RAISE EXCEPTION 'frequencies: constraint missing or not validated: %', missing;
+    END IF;
+END
+$$;

@@ -34,3 +34,32 @@ BEGIN
     END IF;
 END
 $$;
+
+DO $$
+DECLARE
+    missing text;
+BEGIN
+    SELECT string_agg(wanted.name, ', ') INTO missing
+    FROM (VALUES
+        ('ops.alert_deliveries', 'alert_deliveries_alert_id_fkey'),
+        ('ops.alert_deliveries', 'alert_deliveries_channel_check'), ('ops.alert_deliveries', 'alert_deliveries_pkey'),
+        ('ops.alert_deliveries', 'alert_deliveries_state_check'), ('ops.alerts', 'alerts_pkey'),
+        ('ops.alerts', 'alerts_severity_check'), ('ops.audit_log', 'audit_log_outcome_check'),
+        ('ops.audit_log', 'audit_log_pkey'), ('ops.backups', 'backups_kind_check'), ('ops.backups', 'backups_pkey'),
+        ('ops.backups', 'backups_size_bytes_check'), ('ops.cursors', 'cursors_pkey'),
+        ('ops.decisions', 'decisions_deploy_id_fkey'), ('ops.decisions', 'decisions_pkey'),
+        ('ops.decisions', 'decisions_trigger_deploy_id_tick_at_key'), ('ops.decisions', 'decisions_verdict_check'),
+        ('ops.deploys', 'deploys_pkey'), ('ops.incidents', 'incidents_deploy_id_fkey'),
+        ('ops.incidents', 'incidents_deploy_id_trigger_key'), ('ops.incidents', 'incidents_pkey'),
+        ('ops.rollbacks', 'rollbacks_component_check'), ('ops.rollbacks', 'rollbacks_incident_id_fkey'),
+        ('ops.rollbacks', 'rollbacks_pkey'), ('ops.rollbacks', 'rollbacks_state_check')
+    ) AS wanted (tab, name)
+    WHERE NOT EXISTS (
+        SELECT 1 FROM pg_constraint
+        WHERE conrelid = to_regclass(wanted.tab) AND conname = wanted.name AND convalidated
+    );
+    IF missing IS NOT NULL THEN
+        RAISE EXCEPTION 'ops: constraint missing or not validated: %', missing;
+    END IF;
+END
+$$;

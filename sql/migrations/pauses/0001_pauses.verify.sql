@@ -32,3 +32,23 @@ BEGIN
     END IF;
 END
 $$;
+
+DO $$
+DECLARE
+    missing text;
+BEGIN
+    SELECT string_agg(wanted.name, ', ') INTO missing
+    FROM (VALUES
+        ('billing.subscription_pauses', 'subscription_pauses_pause_ref_key'),
+        ('billing.subscription_pauses', 'subscription_pauses_pkey'),
+        ('billing.subscription_pauses', 'subscription_pauses_subscription_id_fkey')
+    ) AS wanted (tab, name)
+    WHERE NOT EXISTS (
+        SELECT 1 FROM pg_constraint
+        WHERE conrelid = to_regclass(wanted.tab) AND conname = wanted.name AND convalidated
+    );
+    IF missing IS NOT NULL THEN
+        RAISE EXCEPTION 'pauses: constraint missing or not validated: %', missing;
+    END IF;
+END
+$$;

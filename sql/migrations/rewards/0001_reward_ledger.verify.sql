@@ -38,3 +38,21 @@ BEGIN
     END IF;
 END
 $$;
+
+DO $$
+DECLARE
+    missing text;
+BEGIN
+    SELECT string_agg(wanted.name, ', ') INTO missing
+    FROM (VALUES
+        ('billing.reward_entries', 'reward_entries_customer_id_fkey'), ('billing.reward_entries', 'reward_entries_pkey')
+    ) AS wanted (tab, name)
+    WHERE NOT EXISTS (
+        SELECT 1 FROM pg_constraint
+        WHERE conrelid = to_regclass(wanted.tab) AND conname = wanted.name AND convalidated
+    );
+    IF missing IS NOT NULL THEN
+        RAISE EXCEPTION 'rewards: constraint missing or not validated: %', missing;
+    END IF;
+END
+$$;

@@ -1,0 +1,248 @@
+"""The temporary relations in which figures are computed, from ledger or stored intervals to summaries.
+
+What belongs here: making, filling and dropping them, in one transaction. What does not: what is read from them
+(`figures`) and what is kept (`refresh`). All rows stay in the database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+
+from flexpay_pipelines.analytics.policy import Grain, MetricPolicy, Span, previous_month
+from flexpay_pipelines.database import Connection
+from flexpay_pipelines.errors import BadInput
+from flexpay_pipelines.money import minor_digits
+from flexpay_pipelines.sql import queries
+
+STORED_KINDS = ("total", "plan", "payment_frequency", "country", "currency")
+
+_TABLES = {
+    "metric_subscriptions": "subscription_id bigint PRIMARY KEY, touched_from timestamptz NOT NULL",
+    "metric_customers": "customer_id bigint PRIMARY KEY",
+    "metric_periods": "period date PRIMARY KEY",
+    "metric_windows": "period date PRIMARY KEY, label text, last_period date, before_period date, before_day date, "
+    "last_day date",
+    "metric_rates": "period date, currency text, shown text, rate_before numeric, rate_now numeric, "
+    "PRIMARY KEY (period, currency)",
+    "metric_changes": "subscription_id bigint, customer_id bigint, currency text, country text, period date, "
+    "kind_before text, kind_after text, run_before bigint, run_after bigint, paused_before bigint, paused_after bigint, "
+    "plan_before text, plan_after text, frequency_before text, frequency_after text",
+    "metric_customer_periods": "customer_id bigint, currency text, country text, period date, run_before bigint, "
+    "run_after bigint, with_before boolean, with_after boolean, ever_before boolean, splits boolean, paused bigint, "
+    "resumed bigint, rest bigint, movement text",
+    "metric_movements": "period date, customer_id bigint, movement text, currency text, amount bigint",
+    "metric_segment_changes": "period date, kind text, segment text, currency text, run_change bigint, new bigint, "
+    "reactivation bigint, expansion bigint, contraction bigint, churn bigint, paused bigint, resumed bigint, "
+    "transfer bigint, customers bigint, paying_customers bigint, subscriptions bigint, paused_subscriptions bigint",
+    "metric_baseline": "kind text, segment text, currency text, run bigint, customers bigint, paying_customers bigint, "
+    "subscriptions bigint, paused_subscriptions bigint",
+    "metric_summary": "period date, kind text, segment text, currency text, run_start bigint, new bigint, "
+    "reactivation bigint, expansion bigint, contraction bigint, churn bigint, paused bigint, resumed bigint, "
+    "transfer bigint, run_end bigint, customers bigint, paying_customers bigint, subscriptions bigint, "
+    "paused_subscriptions bigint",
+    "metric_window_changes": "period date, currency text, customers_churned bigint, joined bigint, "
+    "joined_churned bigint, new bigint, reactivation bigint, expansion bigint, contraction bigint, churn bigint, "
+    "lost bigint",
+    "metric_rate_rows": "period text, definition text, currency text, customers_start bigint, customers_churned bigint, "
+    "customer_churn_rate numeric, gross_mrr_churn numeric, net_mrr_churn numeric, nrr numeric, grr numeric, "
+    "quick_ratio numeric, arpa numeric, ltv numeric, pause_rate numeric",
+    "metric_cohorts": "cohort date, period date, currency text, customers_start bigint, customers bigint, "
+    "paying_customers bigint, run_start bigint, run_end bigint",
+}
+_OF_ONE_PASS = (
+    "metric_customers",
+    "metric_periods",
+    "metric_windows",
+    "metric_rates",
+    "metric_changes",
+    "metric_customer_periods",
+    "metric_movements",
+    "metric_segment_changes",
+    "metric_baseline",
+    "metric_summary",
+    "metric_window_changes",
+    "metric_cohorts",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """The relations while they exist, and the steps that fill them, in the order in which they stand here."""
+
+    connection: Connection
+    policy: MetricPolicy
+
+    @property
+    def _pauses(self) -> dict[str, object]:
+        return {"included": self.policy.paused == "included", "paused_churn_days": self.policy.paused_churn_days}
+
+    def _statistics(self, *relations: str) -> None:
+        from psycopg import sql  # noqa: PLC0415 - the code location loads without it
+
+        for relation in relations:
+            self.connection.execute(sql.SQL("ANALYZE pg_temp.{}").format(sql.Identifier(relation)))
+
+    def clear(self) -> None:
+        """Make room for another pass over the same intervals."""
+        from psycopg import sql  # noqa: PLC0415
+
+        for relation in _OF_ONE_PASS:
+            self.connection.execute(sql.SQL("TRUNCATE pg_temp.{}").format(sql.Identifier(relation)))
+
+    def choose_customers(self, since: datetime | None, until: datetime) -> None:
+        """Restrict the pass to customers of whom something changes in [since, until); all where `since` is None."""
+        if since is None:
+            queries("analytics_movements").choose_every_customer(self.connection)
+        else:
+            queries("analytics_movements").choose_customers(
+                self.connection, since=since, until=until, paused_churn_days=self.policy.paused_churn_days
+            )
+        self._statistics("metric_customers")
+
+    def class_changes(self, grain: Grain, until: datetime) -> None:
+        """From intervals to classed changes per customer and period, for all of the chosen customers' history."""
+        named = queries("analytics_movements")
+        named.insert_changes(self.connection, grain=grain, until=until, **self._pauses)
+        self._statistics("metric_changes")
+        named.insert_customer_periods(self.connection)
+        self._statistics("metric_customer_periods")
+
+    def movements(self) -> None:
+        """From classed changes to a row for each movement."""
+        queries("analytics_movements").insert_movements(self.connection)
+        self._statistics("metric_movements")
+
+    def summarise(self, periods: Span, kinds: tuple[str, ...], stored_baseline: date | None = None) -> None:
+        """Start, movements and end of every segment in every period.
+
+        `stored_baseline`: a day whose stored figures may be built on, the day before the first period.
+        """
+        named = queries("analytics_summary")
+        queries("analytics_rates").insert_periods(
+            self.connection, grain=periods.grain, first=periods.first, last=periods.last
+        )
+        self._statistics("metric_periods")
+        named.insert_segment_changes(self.connection, kinds=list(kinds))
+        if stored_baseline is None:
+            named.insert_baseline(self.connection, kinds=list(kinds), at=periods.since, **self._pauses)
+        else:
+            named.insert_stored_baseline(self.connection, kinds=list(kinds), day=stored_baseline)
+        self._statistics("metric_segment_changes", "metric_baseline")
+        named.insert_summary(self.connection)
+        self._statistics("metric_summary")
+
+    def windows(self, periods: Span, *, days: int = 1, month_ends: bool = False) -> None:
+        """The windows that are shown: the periods themselves, or so many days to the end of each."""
+        named = queries("analytics_rates")
+        if month_ends:
+            named.insert_month_end_windows(self.connection, first=periods.first, last=periods.last, span=days)
+        elif periods.grain == "month":
+            named.insert_month_windows(self.connection, first=periods.first, last=periods.last)
+        else:
+            named.insert_day_windows(self.connection, first=periods.first, last=periods.last, span=days)
+        self._statistics("metric_windows")
+
+    def native_rates(self) -> None:
+        """Show every amount in its own currency."""
+        queries("analytics_summary").insert_native_rates(self.connection)
+
+    def unknown_rates(self) -> None:
+        """Show no amount that is added over currencies."""
+        queries("analytics_summary").insert_unknown_rates(self.connection)
+
+    def reporting_rates(self, currency: str) -> None:
+        """Show every amount in one currency. A rate is per whole unit: minor units differ by their decimals."""
+        known = self.currencies()
+        queries("analytics_summary").insert_reporting_rates(
+            self.connection,
+            reporting_currency=currency,
+            currencies=known,
+            factors=[Decimal(1).scaleb(minor_digits(currency) - minor_digits(each)) for each in known],
+        )
+
+    def currencies(self) -> list[str]:
+        """The currencies that customers pay in."""
+        return [row["currency"] for row in queries("analytics_summary").currencies(self.connection)]
+
+    def missing_rate(self, *, rolling: bool = False) -> tuple[str, date] | None:
+        """The first currency and day for which a rate is needed and unknown."""
+        row = queries("analytics_summary").missing_rate(self.connection, rolling=rolling)
+        return None if row is None else (row["currency"], row["day"])
+
+    def window_changes(self, days: int) -> None:
+        """Compare both ends of each window."""
+        queries("analytics_rates").insert_window_changes(self.connection, span=days)
+
+
+def no_rate(currency: str, day: date, reporting_currency: str) -> BadInput:
+    """What to tell a user who lacks an exchange rate."""
+    return BadInput(
+        f"No rate from {currency} to {reporting_currency} is known for {day} or before: import one with fx_rates.csv, "
+        f"or leave the currency out for native figures."
+    )
+
+
+def lead_in(periods: Span, days: int) -> Span:
+    """The periods and those before them that a comparison over so many days (one month at month grain) looks at."""
+    first = periods.first - timedelta(days=days) if periods.grain == "day" else previous_month(periods.first)
+    return Span(periods.grain, first, periods.last)
+
+
+@contextmanager
+def ledger_workspace(connection: Connection, policy: MetricPolicy, known_at: datetime | None) -> Iterator[Workspace]:
+    """A workspace over intervals replayed from the ledger, as it was known at `known_at` (None: now)."""
+    from psycopg import sql  # noqa: PLC0415
+
+    with connection.transaction():
+        _create(connection)
+        known = sql.SQL("") if known_at is None else sql.SQL(" WHERE recorded_at <= {}").format(sql.Literal(known_at))
+        connection.execute(
+            sql.SQL("CREATE TEMP VIEW metric_events AS SELECT * FROM billing.subscription_events{}").format(known)
+        )
+        connection.execute("CREATE TEMP TABLE metric_intervals (LIKE analytics.run_rate_intervals) ON COMMIT DROP")
+        workspace = Workspace(connection, policy)
+        queries("analytics_intervals").insert_intervals(connection)
+        workspace._statistics("metric_intervals")
+        yield workspace
+        _drop(connection, ("VIEW", "metric_events"), ("TABLE", "metric_intervals"))
+
+
+@contextmanager
+def stored_workspace(connection: Connection, policy: MetricPolicy) -> Iterator[Workspace]:
+    """A workspace over the stored intervals; replaying metric_events writes into them.
+
+    metric_events are those of the subscriptions in metric_subscriptions.
+    """
+    with connection.transaction():
+        _create(connection)
+        connection.execute(
+            "CREATE TEMP VIEW metric_events AS SELECT * FROM billing.subscription_events "
+            "WHERE subscription_id IN (SELECT subscription_id FROM metric_subscriptions)"
+        )
+        connection.execute("CREATE TEMP VIEW metric_intervals AS SELECT * FROM analytics.run_rate_intervals")
+        yield Workspace(connection, policy)
+        _drop(connection, ("VIEW", "metric_events"), ("VIEW", "metric_intervals"))
+
+
+def _create(connection: Connection) -> None:
+    from psycopg import sql  # noqa: PLC0415
+
+    # Sorts of the whole ledger and of ten rows go through the same statements; the setting ends with the transaction.
+    connection.execute("SELECT set_config('work_mem', '256MB', true)")
+    for name, columns in _TABLES.items():
+        connection.execute(
+            sql.SQL("CREATE TEMP TABLE {} ({}) ON COMMIT DROP").format(sql.Identifier(name), sql.SQL(columns))
+        )
+
+
+def _drop(connection: Connection, *others: tuple[str, str]) -> None:
+    from psycopg import sql  # noqa: PLC0415
+
+    for kind, name in (*others, *(("TABLE", name) for name in _TABLES)):
+        connection.execute(
+            sql.SQL("DROP {} pg_temp.{}").format(sql.SQL("VIEW" if kind == "VIEW" else "TABLE"), sql.Identifier(name))
+        )

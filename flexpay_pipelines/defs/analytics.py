@@ -1,0 +1,145 @@
+"""Analytics: MRR movements and what is read off them, day by day, and the report that people read.
+
+What belongs here: the analytics assets, their checks, job and schedule. What does not: any formula (`analytics`).
+"""
+
+from collections.abc import Iterator
+from datetime import date, timedelta
+
+import dagster as dg
+
+from flexpay_pipelines.defs.billing import PAUSE_SWEEP
+from flexpay_pipelines.defs.presentation import figures, table
+from flexpay_pipelines.defs.resources import FlexPay
+
+GROUP = "analytics"
+DAYS = dg.DailyPartitionsDefinition(start_date="2024-01-01")
+MOVEMENTS = dg.AssetKey(["analytics", "mrr_movements"])
+SUMMARY = dg.AssetKey(["analytics", "mrr_summary"])
+CHURN = dg.AssetKey(["analytics", "churn"])
+COHORTS = dg.AssetKey(["analytics", "cohorts"])
+CHURN_RISK = dg.AssetKey(["analytics", "churn_risk"])
+REPORT = dg.AssetKey(["analytics", "daily_report"])
+CHECKED = timedelta(days=400)
+ONE_RUN = dg.BackfillPolicy.single_run()
+
+
+def _days(context: dg.AssetExecutionContext) -> tuple[date, date]:
+    keys = context.partition_key_range
+    return date.fromisoformat(keys.start), date.fromisoformat(keys.end)
+
+
+def _spec(key: dg.AssetKey, deps: list[dg.AssetKey], description: str) -> dg.AssetSpec:
+    return dg.AssetSpec(
+        key, deps=deps, description=description, group_name=GROUP, kinds={"postgres"}, partitions_def=DAYS
+    )
+
+
+@dg.multi_asset(
+    name="subscription_metrics",
+    specs=[
+        _spec(MOVEMENTS, [PAUSE_SWEEP], "What changed each customer's run rate, and into which movement it falls."),
+        _spec(SUMMARY, [MOVEMENTS], "MRR at start and end of the day with every movement between, by segment."),
+        _spec(CHURN, [SUMMARY], "Customer and MRR churn, retention, quick ratio, ARPA and LTV, by their definition."),
+        _spec(COHORTS, [MOVEMENTS], "Of those who first paid in a month, how many and how much is left."),
+    ],
+    pool="billing_db",
+    backfill_policy=ONE_RUN,
+)
+def subscription_metrics(context: dg.AssetExecutionContext, flexpay: FlexPay) -> Iterator[dg.MaterializeResult[None]]:
+    """All figures of the days in one transaction, so that no reader sees one of them older than another."""
+    from flexpay_pipelines.analytics import MetricPolicy, key_figures, refresh
+
+    with flexpay.step(context, "compute", "subscription metrics") as step:
+        start, end = _days(context)
+        result = refresh(
+            step.billing,
+            start=start,
+            end=end,
+            clock=step.clock,
+            policy=MetricPolicy(reporting_currency=step.settings.reporting_currency),
+            progress=step.progress,
+        )
+        shown = key_figures(step.billing, day=end, reporting_currency=step.settings.reporting_currency)
+        step.details = {"start": start.isoformat(), "end": end.isoformat()}
+    for key in (MOVEMENTS, SUMMARY, CHURN, COHORTS):
+        yield dg.MaterializeResult(asset_key=key, metadata={**figures(result), **figures(shown)})
+
+
+@dg.asset(
+    key=CHURN_RISK, deps=[CHURN], group_name=GROUP, kinds={"postgres"}, partitions_def=DAYS, backfill_policy=ONE_RUN
+)
+def churn_risk(context: dg.AssetExecutionContext, flexpay: FlexPay) -> dg.MaterializeResult[None]:
+    """How likely each customer is to leave, with the reasons; 0.7 and above is high."""
+    from flexpay_pipelines.analytics import refresh_churn_risk
+
+    with flexpay.step(context, "score", "churn risk") as step:
+        result = refresh_churn_risk(step.billing, day=_days(context)[1], clock=step.clock)
+        return dg.MaterializeResult(metadata=figures(result))
+
+
+@dg.asset(
+    key=REPORT,
+    deps=[SUMMARY, CHURN, COHORTS, CHURN_RISK],
+    group_name=GROUP,
+    kinds={"html", "parquet"},
+    partitions_def=DAYS,
+)
+def daily_report(context: dg.AssetExecutionContext, flexpay: FlexPay) -> dg.MaterializeResult[None]:
+    """The day on one page for people, and the same figures as Parquet and CSV for analysts."""
+    from flexpay_pipelines.analytics import daily_report as write_report
+    from flexpay_pipelines.analytics import key_figures, trend_svg
+
+    with flexpay.step(context, "report", "daily report") as step:
+        day = date.fromisoformat(context.partition_key)
+        currency = step.settings.reporting_currency
+        files = write_report(
+            step.billing,
+            day=day,
+            folder=step.settings.home / "reports" / day.isoformat(),
+            clock=step.clock,
+            reporting_currency=currency,
+        )
+        return dg.MaterializeResult(
+            metadata={
+                **figures(key_figures(step.billing, day=day, reporting_currency=currency)),
+                "report": dg.MetadataValue.path(files.html),
+                "trend": dg.MetadataValue.md(trend_svg(step.billing, day=day, reporting_currency=currency)),
+            }
+        )
+
+
+@dg.asset_check(asset=SUMMARY, blocking=True)
+def movements_explain_mrr(flexpay: FlexPay) -> dg.AssetCheckResult:
+    """End = start + movements, to the minor unit, in every segment; and the segments sum to the total."""
+    from flexpay_pipelines.analytics import identity_breaks
+
+    with flexpay.session("identity check") as session:
+        today = session.clock.now().date()
+        breaks = identity_breaks(session.billing, start=today - CHECKED, end=today)
+    return dg.AssetCheckResult(passed=not breaks, metadata={"breaks": table(breaks)})
+
+
+@dg.asset_check(asset=MOVEMENTS, blocking=True)
+def intervals_are_whole(flexpay: FlexPay) -> dg.AssetCheckResult:
+    """No gap and no overlap between run-rate intervals, and the current ones agree with today's subscriptions."""
+    from flexpay_pipelines.analytics import interval_breaks
+
+    with flexpay.session("interval check") as session:
+        breaks = list(interval_breaks(session.billing))
+    return dg.AssetCheckResult(passed=not breaks, metadata={"breaks": table(breaks)})
+
+
+daily_analytics = dg.define_asset_job(
+    "daily_analytics",
+    selection=dg.AssetSelection.assets(MOVEMENTS, SUMMARY, CHURN, COHORTS, CHURN_RISK, REPORT),
+    partitions_def=DAYS,
+    description="Compute the day's MRR, churn and cohorts, score the customers at risk, write the report.",
+)
+
+defs = dg.Definitions(
+    assets=[subscription_metrics, churn_risk, daily_report],
+    asset_checks=[movements_explain_mrr, intervals_are_whole],
+    jobs=[daily_analytics],
+    schedules=[dg.build_schedule_from_partitioned_job(daily_analytics, name="daily_analytics_at_02_00", hour_of_day=2)],
+)

@@ -1,0 +1,88 @@
+"""Billing: due pauses swept by the hour, and data imported.
+
+What belongs here: the billing assets, checks and jobs. What does not: any rule of billing (`billing`).
+"""
+
+from pathlib import Path
+
+import dagster as dg
+from pydantic import Field
+
+from flexpay_pipelines.defs.presentation import figures, table
+from flexpay_pipelines.defs.resources import FlexPay
+
+GROUP = "billing"
+FIRST_HOUR = "2025-01-01-00:00"
+HOURS = dg.HourlyPartitionsDefinition(start_date=FIRST_HOUR)
+STRIPE_EVENTS = dg.AssetKey(["billing", "stripe_events"])
+PAUSE_SWEEP = dg.AssetKey(["billing", "pause_sweep"])
+
+
+@dg.asset(
+    key=PAUSE_SWEEP,
+    deps=[STRIPE_EVENTS],
+    group_name=GROUP,
+    kinds={"postgres"},
+    pool="billing_db",
+    partitions_def=HOURS,
+    backfill_policy=dg.BackfillPolicy.single_run(),
+)
+def pause_sweep(context: dg.AssetExecutionContext, flexpay: FlexPay) -> dg.MaterializeResult[None]:
+    """Every pause due by the end of the hour and not yet done: started, ended, or suspended after its grace period."""
+    from flexpay_pipelines.billing import SweepPolicy, pauses_by_hour, sweep_pauses
+
+    with flexpay.step(context, "sweep", context.partition_key_range.end) as step:
+        window = context.partition_time_window
+        result = sweep_pauses(
+            step.billing,
+            clock=step.clock,
+            policy=SweepPolicy(
+                moves_next_payment=step.settings.pause_moves_next_payment, pause_mode=step.settings.stripe_pause_mode
+            ),
+            up_to=min(window.end, step.clock.now()),
+            progress=step.progress,
+        )
+        step.details = {"started": result.started, "ended": result.ended, "suspended": result.suspended}
+        by_hour = pauses_by_hour(step.billing, start=window.start, end=window.end)
+        return dg.MaterializeResult(metadata={**figures(result), "by_hour": table(by_hour)})
+
+
+@dg.asset_check(asset=PAUSE_SWEEP, blocking=True)
+def nothing_overdue(flexpay: FlexPay) -> dg.AssetCheckResult:
+    """After a sweep no pause is left that was due an hour ago or earlier."""
+    from datetime import timedelta
+
+    from flexpay_pipelines.billing import plan_sweep
+
+    with flexpay.session("sweep check") as session:
+        left = plan_sweep(session.billing, clock=session.clock, up_to=session.clock.now() - timedelta(hours=1))
+    return dg.AssetCheckResult(passed=left.oldest_due_at is None, metadata=figures(left))
+
+
+class ImportConfig(dg.Config):
+    """Where the files are."""
+
+    folder: str = Field(description="Folder with the CSV files of the data contract.")
+
+
+@dg.op(pool="billing_db")
+def import_files(context: dg.OpExecutionContext, config: ImportConfig, flexpay: FlexPay) -> None:
+    """Load a folder of CSV files in one transaction: all of it or, if a row is bad, none of it."""
+    from flexpay_pipelines.billing import import_directory
+
+    with flexpay.step(context, "import", Path(config.folder).name) as step:
+        result = import_directory(step.billing, Path(config.folder), clock=step.clock, progress=step.progress)
+        counts = {name: {"rows": c.rows, "new": c.new, "known": c.known} for name, c in result.files.items()}
+        step.details = {"files": counts}
+        context.add_output_metadata(
+            {"files": table({"file": name, **count} for name, count in counts.items()), "seconds": result.seconds}
+        )
+
+
+@dg.job(description="Import customers, history, payments, pauses, rewards and exchange rates from CSV files.")
+def import_data() -> None:
+    """The job of `flexpay import`."""
+    import_files()
+
+
+defs = dg.Definitions(assets=[pause_sweep], asset_checks=[nothing_overdue], jobs=[import_data])

@@ -1,0 +1,219 @@
+"""One command of the outbox and Stripe: what is called, and whether it was done already.
+
+What belongs here: the meaning of each operation. What does not: the order, the pace and the retries (`delivery`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from flexpay_pipelines.clock import parse_instant
+from flexpay_pipelines.errors import BadInput
+from flexpay_pipelines.money import PaymentFrequency
+from flexpay_pipelines.payments.failures import StripePermanent
+from flexpay_pipelines.payments.stripe_gateway import INTERVALS
+
+if TYPE_CHECKING:
+    from flexpay_pipelines.payments.stripe_gateway import Object, StripeGateway
+
+# Stripe may forget an idempotency key after a day: from then on the object says whether the effect is there.
+KEY_LIFETIME = timedelta(hours=24)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one command: `state` is delivered, superseded, parked, or pending (to be tried again)."""
+
+    command_id: int
+    state: str
+    error: str | None = None
+    attempts: int = 0
+    retry_after: float | None = None
+    key_is_spent: bool = False
+    unreachable: bool = False
+    generation: int = 0
+
+
+@dataclass(frozen=True)
+class _Sending:
+    command: dict[str, Any]
+    gateway: StripeGateway
+    pace: Callable[[], None]
+    now: datetime
+
+    @property
+    def parameters(self) -> Object:
+        return dict(self.command["parameters"])
+
+    @property
+    def identifier(self) -> str:
+        return str(self.command["stripe_subscription_id"])
+
+    @property
+    def key(self) -> str:
+        """The command's key; another one after an answer that Stripe would only repeat."""
+        generation = self.parameters.get("key_generation", 0)
+        return f"{self.command['idempotency_key']}:{generation}" if generation else str(self.command["idempotency_key"])
+
+    def outcome(self, state: str, error: str | None = None) -> Outcome:
+        return Outcome(self.command["command_id"], state, error)
+
+    def read(self) -> Object:
+        self.pace()
+        return self.gateway.subscription(self.identifier)
+
+
+def send(command: dict[str, Any], gateway: StripeGateway, *, pace: Callable[[], None], now: datetime) -> Outcome:
+    """Tell Stripe one command, unless the object shows that it was told before.
+
+    Raises:
+        StripeTransient: it may succeed later.
+        StripeRefusesUs: no call can succeed.
+    """
+    sending = _Sending(command, gateway, pace, now)
+    if command["stripe_subscription_id"] is None:
+        return sending.outcome("parked", "the subscription has no Stripe id: link it, then set the command to pending")
+    try:
+        return _send(sending)
+    except StripePermanent as error:
+        return _refused(sending, error)
+    except (KeyError, ValueError, BadInput) as error:
+        return sending.outcome("parked", f"the command's parameters cannot be used: {type(error).__name__} {error}")
+
+
+def _send(sending: _Sending) -> Outcome:
+    command = sending.command
+    uncertain = command["attempts"] > 0 or sending.now - command["created_at"] > KEY_LIFETIME
+    present: Object = sending.read() if uncertain or command["operation"] in _LOOK_FIRST else {}
+    if present and (uncertain or present["status"] == "canceled"):
+        settled = _settled(sending, present)
+        if settled is not None:
+            return settled
+    _OPERATIONS[command["operation"]](sending, present)
+    return sending.outcome("delivered")
+
+
+def _settled(sending: _Sending, present: Object) -> Outcome | None:
+    if sending.command["operation"] == "cancel":
+        return sending.outcome("delivered") if present["status"] == "canceled" else None
+    if present["status"] == "canceled":
+        return sending.outcome("superseded", "the subscription is canceled at Stripe")
+    return sending.outcome("delivered") if _shows_effect(sending, present) else None
+
+
+def _shows_effect(sending: _Sending, present: Object) -> bool:
+    operation, parameters = sending.command["operation"], sending.parameters
+    if operation == "change_price":
+        price = present["items"]["data"][0]["price"]
+        recurring = price["recurring"]
+        return (price["unit_amount"], (recurring["interval"], recurring["interval_count"])) == (
+            parameters["amount_minor"],
+            INTERVALS[PaymentFrequency(parameters["payment_frequency"])],
+        )
+    paused = present["pause_collection"] is not None or present["status"] == "paused"
+    if operation == "pause" and paused:
+        ends = (present["pause_collection"] or {}).get("resumes_at")
+        return present["status"] == "paused" or ends == _future(sending, "resumes_at")
+    moved = _future(sending, "next_payment_at")
+    in_time = moved in (None, present["items"]["data"][0]["current_period_end"])
+    return operation == "resume" and not paused and in_time
+
+
+def _refused(sending: _Sending, error: StripePermanent) -> Outcome:
+    """Parked, unless the object explains it: done already, canceled, or a key used with other parameters."""
+    try:
+        settled = _settled(sending, sending.read())
+    except StripePermanent:
+        settled = None
+    if settled is not None:
+        return settled
+    if error.key_is_spent:
+        generation = sending.parameters.get("key_generation", 0)
+        return Outcome(
+            sending.command["command_id"], "pending", str(error), sending.command["attempts"],
+            key_is_spent=True, generation=generation,
+        )  # fmt: skip
+    return sending.outcome("parked", str(error))
+
+
+def _future(sending: _Sending, name: str) -> int | None:
+    """An instant of the parameters in epoch seconds, where it is given and still to come: Stripe takes no other.
+
+    A pause whose end has passed is ended by the resume that follows; a payment whose date has passed is due by itself.
+    """
+    written = sending.parameters.get(name)
+    instant = None if written is None else parse_instant(written)
+    return None if instant is None or instant <= sending.now else int(instant.timestamp())
+
+
+def _pause(sending: _Sending, _present: Object) -> None:
+    sending.pace()
+    sending.gateway.pause(
+        sending.identifier,
+        mode=sending.parameters["mode"],
+        resumes_at=_future(sending, "resumes_at"),
+        key=sending.key,
+    )
+
+
+def _resume(sending: _Sending, present: Object) -> None:
+    """Resumed in the way in which it is paused, whatever the command says: somebody may have paused it at Stripe."""
+    moved = _future(sending, "next_payment_at")
+    if present["status"] == "paused":
+        sending.pace()
+        sending.gateway.resume_subscription(sending.identifier, key=sending.key)
+    if present["pause_collection"] is not None:
+        sending.pace()
+        sending.gateway.resume_collection(sending.identifier, next_payment_at=moved, key=f"{sending.key}:collection")
+    elif moved is not None and moved != present["items"]["data"][0]["current_period_end"]:
+        sending.pace()
+        sending.gateway.move_payment(sending.identifier, moved, key=f"{sending.key}:date")
+
+
+def _change_price(sending: _Sending, present: Object) -> None:
+    parameters = sending.parameters
+    # A price is put on an item, whose id only the object tells.
+    item = present["items"]["data"][0]
+    recurring = item["price"]["recurring"]
+    interval, count = INTERVALS[PaymentFrequency(parameters["payment_frequency"])]
+    # Without proration nothing may be billed at once either: another interval keeps the date that was paid for.
+    crosses = (recurring["interval"], recurring["interval_count"]) != (interval, count)
+    ends = item["current_period_end"]
+    kept = parameters["proration"] == "none" and crosses and present["status"] != "paused"
+    sending.pace()
+    sending.gateway.change_price(
+        sending.identifier,
+        item={"id": item["id"], **_price(sending, item, interval, count)},
+        proration=parameters["proration"],
+        keep_date=ends if kept and ends > sending.now.timestamp() else None,
+        key=sending.key,
+    )
+
+
+def _price(sending: _Sending, item: Object, interval: str, count: int) -> Object:
+    """The listed price where the amount is the list's; otherwise one made for this subscription."""
+    if (listed := sending.command["stripe_price_id"]) is not None:
+        return {"price": listed}
+    return {
+        "price_data": {
+            "currency": sending.parameters["currency"].lower(),
+            "product": item["price"]["product"],
+            "unit_amount": sending.parameters["amount_minor"],
+            "recurring": {"interval": interval, "interval_count": count},
+        }
+    }
+
+
+def _cancel(sending: _Sending, _present: Object) -> None:
+    sending.pace()
+    sending.gateway.cancel(sending.identifier, key=sending.key)
+
+
+# What these send depends on the object as it is.
+_LOOK_FIRST = frozenset({"resume", "change_price"})
+_OPERATIONS: dict[str, Callable[[_Sending, Object], None]] = {
+    "pause": _pause, "resume": _resume, "change_price": _change_price, "cancel": _cancel,
+}  # fmt: skip

@@ -1,0 +1,253 @@
+-- name: identity_breaks(first, last)
+-- description: Stored figures of these days that do not add up; no row is the good answer.
+WITH rows AS (
+    SELECT s.*
+    FROM analytics.mrr_summary AS s
+    WHERE s.day BETWEEN :first AND :last
+),
+
+sums AS (
+    SELECT
+        r.*,
+        r.start_minor + r.new_minor + r.reactivation_minor + r.expansion_minor + r.contraction_minor + r.churn_minor
+        + r.paused_minor + r.resumed_minor + r.transfer_minor AS reached_minor
+    FROM rows AS r
+),
+
+-- What a segment ended the day before with, where that day is stored; a segment without a row stood at 0.
+chained AS (
+    SELECT
+        coalesce(r.day, p.day + 1) AS day,
+        coalesce(r.segment_kind, p.segment_kind) AS segment_kind,
+        coalesce(r.segment, p.segment) AS segment,
+        coalesce(r.currency, p.currency) AS currency,
+        coalesce(r.start_minor, 0) AS start_minor,
+        coalesce(p.end_minor, 0) AS before_minor
+    FROM (
+        SELECT r.* FROM rows AS r INNER JOIN analytics.snapshots AS d ON d.day = r.day - 1
+    ) AS r
+    FULL JOIN (
+        SELECT s.*
+        FROM analytics.mrr_summary AS s
+        INNER JOIN analytics.snapshots AS d ON d.day = s.day + 1
+        WHERE s.day + 1 BETWEEN :first AND :last
+    ) AS p ON r.day = p.day + 1 AND r.segment_kind = p.segment_kind AND r.segment = p.segment AND r.currency = p.currency
+),
+
+unpivoted AS (
+    SELECT
+        r.day,
+        r.segment_kind,
+        r.segment,
+        r.currency,
+        f.figure,
+        f.amount
+    FROM rows AS r
+    CROSS JOIN LATERAL (
+        VALUES
+        ('start', r.start_minor), ('new', r.new_minor), ('reactivation', r.reactivation_minor),
+        ('expansion', r.expansion_minor), ('contraction', r.contraction_minor), ('churn', r.churn_minor),
+        ('paused', r.paused_minor), ('resumed', r.resumed_minor), ('transfer', r.transfer_minor), ('end', r.end_minor)
+    ) AS f (figure, amount)
+),
+
+totals AS (
+    SELECT
+        u.day,
+        u.currency,
+        u.figure,
+        sum(u.amount) AS amount
+    FROM unpivoted AS u
+    WHERE u.segment_kind = 'total'
+    GROUP BY u.day, u.currency, u.figure
+),
+
+parts AS (
+    SELECT
+        u.day,
+        k.kind AS segment_kind,
+        u.currency,
+        u.figure,
+        coalesce(sum(u.amount) FILTER (WHERE u.segment_kind = k.kind), 0) AS amount
+    FROM unpivoted AS u
+    CROSS JOIN (VALUES ('plan'), ('payment_frequency'), ('country'), ('currency')) AS k (kind)
+    GROUP BY u.day, k.kind, u.currency, u.figure
+),
+
+moved AS (
+    SELECT
+        m.day,
+        m.currency,
+        m.movement AS figure,
+        sum(m.annualised_minor) AS amount
+    FROM analytics.mrr_movements AS m
+    WHERE m.day BETWEEN :first AND :last
+    GROUP BY m.day, m.currency, m.movement
+)
+
+SELECT
+    day,
+    'end is not start plus movements' AS problem,
+    segment_kind,
+    segment,
+    currency,
+    'end' AS figure,
+    CAST(reached_minor AS numeric) AS expected,
+    CAST(end_minor AS numeric) AS found
+FROM sums
+WHERE end_minor <> reached_minor
+UNION ALL
+SELECT
+    day,
+    'start is not the end of the day before',
+    segment_kind,
+    segment,
+    currency,
+    'start',
+    before_minor,
+    start_minor
+FROM chained
+WHERE start_minor <> before_minor
+UNION ALL
+SELECT
+    p.day,
+    'segments do not sum to the total',
+    p.segment_kind,
+    'all',
+    p.currency,
+    p.figure,
+    coalesce(t.amount, 0),
+    p.amount
+FROM parts AS p
+LEFT JOIN totals AS t ON p.day = t.day AND p.currency = t.currency AND p.figure = t.figure
+WHERE p.amount <> CASE WHEN p.figure = 'transfer' THEN 0 ELSE coalesce(t.amount, 0) END
+UNION ALL
+SELECT
+    coalesce(m.day, t.day),
+    'movements of customers do not sum to the total',
+    'total',
+    'total',
+    coalesce(m.currency, t.currency),
+    coalesce(m.figure, t.figure),
+    coalesce(m.amount, 0),
+    coalesce(t.amount, 0)
+FROM moved AS m
+FULL JOIN (
+    SELECT * FROM totals WHERE figure NOT IN ('start', 'end', 'transfer')
+) AS t ON m.day = t.day AND m.currency = t.currency AND m.figure = t.figure
+WHERE coalesce(m.amount, 0) <> coalesce(t.amount, 0)
+ORDER BY day, problem, segment_kind, segment, currency, figure;
+
+-- name: interval_breaks()
+-- description: Stored intervals that leave a gap, overlap, miss an event or end in another state than the subscription has.
+WITH ordered AS (
+    SELECT
+        i.*,
+        lead(i.valid_from) OVER w AS next_from
+    FROM analytics.run_rate_intervals AS i
+    WINDOW w AS (PARTITION BY i.subscription_id ORDER BY i.valid_from)
+),
+
+known AS (
+    SELECT event_high_water FROM analytics.interval_progress
+),
+
+-- A subscription with events that no refresh has seen yet is not compared.
+settled AS (
+    SELECT s.*
+    FROM billing.subscriptions AS s
+    WHERE NOT EXISTS (
+        SELECT 1 FROM billing.subscription_events AS e
+        WHERE e.subscription_id = s.subscription_id AND e.event_id > (SELECT k.event_high_water FROM known AS k)
+    )
+),
+
+problems AS (
+    SELECT
+        subscription_id,
+        customer_id,
+        event_id,
+        CASE WHEN valid_to IS NULL OR valid_to > next_from THEN 'overlap' ELSE 'gap' END AS problem,
+        'valid to ' || coalesce(CAST(valid_to AS text), 'no end') || ', next from ' || coalesce(CAST(next_from AS text), 'none')
+            AS detail
+    FROM ordered
+    WHERE valid_to IS DISTINCT FROM next_from
+    UNION ALL
+    SELECT
+        s.subscription_id,
+        s.customer_id,
+        e.event_id,
+        'no interval',
+        'has events up to the high-water mark'
+    FROM settled AS s
+    CROSS JOIN LATERAL (
+        SELECT max(e.event_id) AS event_id FROM billing.subscription_events AS e WHERE e.subscription_id = s.subscription_id
+    ) AS e
+    WHERE e.event_id IS NOT NULL AND EXISTS (SELECT 1 FROM known)
+        AND NOT EXISTS (SELECT 1 FROM ordered AS o WHERE o.subscription_id = s.subscription_id)
+    UNION ALL
+    SELECT
+        o.subscription_id,
+        o.customer_id,
+        o.event_id,
+        'current state differs',
+        'ledger: ' || concat_ws(' ', o.status, o.plan, o.payment_frequency, o.annualised_minor)
+        || ', subscription: ' || concat_ws(' ', s.status, s.plan, p.payment_frequency, p.annualised_minor)
+    FROM ordered AS o
+    INNER JOIN settled AS s ON o.subscription_id = s.subscription_id
+    -- The column belongs to another component, which may be rolled back: without it the ledger is taken at its word.
+    CROSS JOIN LATERAL (
+        SELECT coalesce(to_jsonb(s) ->> 'payment_frequency', o.payment_frequency) AS payment_frequency
+    ) AS f
+    CROSS JOIN LATERAL (
+        SELECT
+            f.payment_frequency,
+            s.amount_minor * s.quantity
+            * CASE f.payment_frequency
+                WHEN 'WEEKLY' THEN 52 WHEN 'BIWEEKLY' THEN 26 WHEN 'MONTHLY' THEN 12 WHEN 'QUARTERLY' THEN 4
+                WHEN 'YEARLY' THEN 1
+            END AS annualised_minor
+    ) AS p
+    WHERE o.next_from IS NULL
+        AND (
+            s.status <> o.status
+            OR (
+                o.status IN ('active', 'past_due', 'paused')
+                AND (s.plan, p.payment_frequency, p.annualised_minor)
+                IS DISTINCT FROM (o.plan, o.payment_frequency, o.annualised_minor)
+            )
+        )
+    UNION ALL
+    SELECT
+        e.subscription_id,
+        e.customer_id,
+        max(e.event_id),
+        'currency differs',
+        'events in ' || string_agg(DISTINCT e.currency, ', ') || ', customer pays in ' || c.currency
+    FROM billing.subscription_events AS e
+    INNER JOIN billing.customers AS c ON e.customer_id = c.customer_id
+    WHERE e.currency <> c.currency
+    GROUP BY e.subscription_id, e.customer_id, c.currency
+)
+
+SELECT
+    s.subscription_ref AS subscription_id,
+    c.customer_ref AS customer_id,
+    p.event_id,
+    p.problem,
+    p.detail
+FROM problems AS p
+LEFT JOIN billing.subscriptions AS s ON p.subscription_id = s.subscription_id
+LEFT JOIN billing.customers AS c ON p.customer_id = c.customer_id
+ORDER BY s.subscription_ref, p.problem;
+
+-- name: freshness()^
+-- description: The newest stored day, when it was computed, how many events no refresh has seen, and how many days were restated.
+SELECT
+    (SELECT max(s.day) FROM analytics.snapshots AS s) AS newest_day,
+    (SELECT max(s.computed_at) FROM analytics.snapshots AS s) AS computed_at,
+    (SELECT count(*) FROM analytics.snapshots AS s WHERE s.restated_at IS NOT NULL) AS restated_days,
+    (
+        SELECT count(*) FROM billing.subscription_events AS e
+        WHERE e.event_id > coalesce((SELECT p.event_high_water FROM analytics.interval_progress AS p), 0)
+    ) AS unseen_events;

@@ -1,0 +1,180 @@
+-- name: stored_policy()^
+-- description: The policy under which the newest stored day was computed.
+SELECT
+    definition,
+    paused,
+    paused_churn_days,
+    reporting_currency
+FROM analytics.snapshots
+ORDER BY day DESC
+LIMIT 1;
+
+-- name: forget_days()!
+-- description: Drops the list of stored days: under another policy none of them stands.
+DELETE FROM analytics.snapshots;
+
+-- name: stored_from(day)
+-- description: The stored days from a day on.
+SELECT day FROM analytics.snapshots WHERE day >= :day ORDER BY day;
+
+-- name: is_stored(day)$
+-- description: Whether the figures of a day are stored.
+SELECT EXISTS(SELECT 1 FROM analytics.snapshots WHERE day = :day) AS stored;
+
+-- name: keep_movements(days)!
+-- description: Adds the movements of these days that are not stored yet.
+INSERT INTO analytics.mrr_movements (day, customer_id, movement, currency, annualised_minor)
+SELECT
+    m.period,
+    m.customer_id,
+    m.movement,
+    m.currency,
+    m.amount
+FROM metric_movements AS m
+WHERE m.period = any(CAST(:days AS date []))
+    AND NOT EXISTS (
+        SELECT 1 FROM analytics.mrr_movements AS s
+        WHERE s.day = m.period AND s.customer_id = m.customer_id AND s.movement = m.movement
+    );
+
+-- name: drop_stale_movements(days)
+-- description: Removes the stored movements of these days that are no longer so; gives the days that they belonged to.
+WITH dropped AS (
+    DELETE FROM analytics.mrr_movements AS s
+    WHERE s.day = any(CAST(:days AS date []))
+        AND NOT EXISTS (
+            SELECT 1 FROM metric_movements AS m
+            WHERE m.period = s.day AND m.customer_id = s.customer_id AND m.movement = s.movement
+                AND m.currency = s.currency AND m.amount = s.annualised_minor
+        )
+    RETURNING s.day
+)
+
+SELECT DISTINCT day FROM dropped;
+
+-- name: drop_stale_summary(days)
+-- description: Removes the stored summary rows of these days that are no longer so; gives the days that they belonged to.
+WITH dropped AS (
+    DELETE FROM analytics.mrr_summary AS s
+    WHERE s.day = any(CAST(:days AS date []))
+        AND NOT EXISTS (
+            SELECT 1 FROM metric_summary AS m
+            WHERE m.period = s.day AND m.kind = s.segment_kind AND m.segment = s.segment AND m.currency = s.currency
+                AND (
+                    m.run_start, m.new, m.reactivation, m.expansion, m.contraction, m.churn, m.paused, m.resumed, m.transfer,
+                    m.run_end, m.customers, m.paying_customers, m.subscriptions, m.paused_subscriptions
+                ) = (
+                    s.start_minor, s.new_minor, s.reactivation_minor, s.expansion_minor, s.contraction_minor, s.churn_minor,
+                    s.paused_minor, s.resumed_minor, s.transfer_minor, s.end_minor, s.customers, s.paying_customers,
+                    s.subscriptions, s.paused_subscriptions
+                )
+        )
+    RETURNING s.day
+)
+
+SELECT DISTINCT day FROM dropped;
+
+-- name: keep_summary(days)
+-- description: Adds the summary rows of these days that are not stored yet; gives the days that they belong to.
+WITH added AS (
+    INSERT INTO analytics.mrr_summary (
+        day, segment_kind, segment, currency, start_minor, new_minor, reactivation_minor, expansion_minor, contraction_minor,
+        churn_minor, paused_minor, resumed_minor, transfer_minor, end_minor, customers, paying_customers, subscriptions,
+        paused_subscriptions
+    )
+    SELECT
+        m.period,
+        m.kind,
+        m.segment,
+        m.currency,
+        m.run_start,
+        m.new,
+        m.reactivation,
+        m.expansion,
+        m.contraction,
+        m.churn,
+        m.paused,
+        m.resumed,
+        m.transfer,
+        m.run_end,
+        m.customers,
+        m.paying_customers,
+        m.subscriptions,
+        m.paused_subscriptions
+    FROM metric_summary AS m
+    WHERE m.period = any(CAST(:days AS date []))
+        AND NOT EXISTS (
+            SELECT 1 FROM analytics.mrr_summary AS s
+            WHERE s.day = m.period AND s.segment_kind = m.kind AND s.segment = m.segment AND s.currency = m.currency
+        )
+    RETURNING day
+)
+
+SELECT DISTINCT day FROM added;
+
+-- name: drop_rates(days)!
+-- description: Makes room for the rates of these days.
+DELETE FROM analytics.churn WHERE day = any(CAST(:days AS date []));
+
+-- name: keep_cohorts()!
+-- description: Replaces the cohorts of the months in metric_periods.
+WITH dropped AS (
+    DELETE FROM analytics.cohorts AS s
+    USING metric_periods AS p
+    WHERE s.period = p.period
+        AND NOT EXISTS (
+            SELECT 1 FROM metric_cohorts AS m
+            WHERE m.cohort = s.cohort AND m.period = s.period AND m.currency = s.currency
+        )
+)
+
+INSERT INTO analytics.cohorts (
+    cohort, period, currency, customers_start, customers, paying_customers, start_minor, end_minor
+)
+SELECT
+    cohort,
+    period,
+    currency,
+    customers_start,
+    customers,
+    paying_customers,
+    run_start,
+    run_end
+FROM metric_cohorts
+ON CONFLICT (period, cohort, currency) DO UPDATE SET
+    customers_start = excluded.customers_start,
+    customers = excluded.customers,
+    paying_customers = excluded.paying_customers,
+    start_minor = excluded.start_minor,
+    end_minor = excluded.end_minor;
+
+-- name: stored_months(since)
+-- description: The months from one on that have stored days.
+SELECT DISTINCT CAST(date_trunc('month', day) AS date) AS month FROM analytics.snapshots WHERE day >= :since ORDER BY month;
+
+-- name: keep_snapshots(days, restated, definition, paused, paused_churn_days, reporting_currency, now, event_high_water)!
+-- description: Records which days are stored, by which definition and policy, and which were restated.
+INSERT INTO analytics.snapshots (
+    day, definition, paused, paused_churn_days, reporting_currency, computed_at, restated_at, event_high_water
+)
+SELECT
+    d.day,
+    :definition,
+    :paused,
+    :paused_churn_days,
+    :reporting_currency,
+    :now,
+    NULL,
+    :event_high_water
+FROM unnest(CAST(:days AS date [])) AS d (day)
+ON CONFLICT (day) DO UPDATE SET
+    definition = excluded.definition,
+    paused = excluded.paused,
+    paused_churn_days = excluded.paused_churn_days,
+    reporting_currency = excluded.reporting_currency,
+    computed_at = excluded.computed_at,
+    restated_at = CASE
+        WHEN snapshots.day = any(CAST(:restated AS date [])) THEN excluded.computed_at
+        ELSE snapshots.restated_at
+    END,
+    event_high_water = excluded.event_high_water;

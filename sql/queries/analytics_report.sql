@@ -1,0 +1,103 @@
+-- name: load_summary(first, last)!
+-- description: The stored summaries of these days, to be shown in the currency wanted.
+INSERT INTO metric_summary (
+    period, kind, segment, currency, run_start, new, reactivation, expansion, contraction, churn, paused, resumed, transfer,
+    run_end, customers, paying_customers, subscriptions, paused_subscriptions
+)
+SELECT
+    day,
+    segment_kind,
+    segment,
+    currency,
+    start_minor,
+    new_minor,
+    reactivation_minor,
+    expansion_minor,
+    contraction_minor,
+    churn_minor,
+    paused_minor,
+    resumed_minor,
+    transfer_minor,
+    end_minor,
+    customers,
+    paying_customers,
+    subscriptions,
+    paused_subscriptions
+FROM analytics.mrr_summary
+WHERE day BETWEEN :first AND :last;
+
+-- name: load_movements(first, last)!
+-- description: The stored movements of these days.
+INSERT INTO metric_movements (period, customer_id, movement, currency, amount)
+SELECT
+    day,
+    customer_id,
+    movement,
+    currency,
+    annualised_minor
+FROM analytics.mrr_movements
+WHERE day BETWEEN :first AND :last;
+
+-- name: load_cohorts(first, last)!
+-- description: The stored cohorts of these months.
+INSERT INTO metric_cohorts (
+    cohort, period, currency, customers_start, customers, paying_customers, run_start, run_end
+)
+SELECT
+    cohort,
+    period,
+    currency,
+    customers_start,
+    customers,
+    paying_customers,
+    start_minor,
+    end_minor
+FROM analytics.cohorts
+WHERE period BETWEEN :first AND :last;
+
+-- name: first_cohort()$
+-- description: The first month in which customers were new, of those stored.
+SELECT min(cohort) AS cohort FROM analytics.cohorts;
+
+-- name: stored_churn_rows(first, last)
+-- description: The stored rates of these days.
+SELECT
+    to_char(day, 'YYYY-MM-DD') AS period,
+    definition,
+    currency,
+    customers_start,
+    customers_churned,
+    customer_churn_rate,
+    gross_mrr_churn,
+    net_mrr_churn,
+    nrr,
+    grr,
+    quick_ratio,
+    arpa,
+    ltv,
+    pause_rate
+FROM analytics.churn
+WHERE day BETWEEN :first AND :last
+ORDER BY day, definition;
+
+-- name: stored_snapshot(day)^
+-- description: How the figures of a day were computed; none where they are not stored.
+SELECT
+    day,
+    definition,
+    paused,
+    paused_churn_days,
+    reporting_currency,
+    computed_at,
+    restated_at,
+    event_high_water
+FROM analytics.snapshots
+WHERE day = :day;
+
+-- name: first_stored_day(since)$
+-- description: The first stored day from a day on.
+SELECT min(day) AS day FROM analytics.snapshots WHERE day >= :since;
+
+-- name: restated_days(first, last)$
+-- description: How many of these days were restated by late events.
+SELECT count(*) AS days FROM analytics.snapshots WHERE day BETWEEN :first AND :last AND restated_at IS NOT NULL;

@@ -1,0 +1,422 @@
+-- name: deployed_components()^
+-- Which components are there to be rolled back, and whether the archive is.
+SELECT
+    to_regclass('billing.frequency_changes') IS NOT NULL AS frequencies,
+    to_regclass('billing.subscription_pauses') IS NOT NULL AS pauses,
+    to_regclass('billing.reward_entries') IS NOT NULL AS rewards,
+    to_regclass('archive.rollback_entries') IS NOT NULL AS archive;
+
+-- name: feature_state(component)^
+-- The component's kill switch.
+SELECT
+    enabled,
+    reason
+FROM billing.feature_flags WHERE feature = :component;
+
+-- name: plan_frequencies()^
+-- What a rollback of the frequencies would change.
+SELECT
+    count(*) FILTER (WHERE s.payment_frequency <> 'MONTHLY') AS subscriptions_moved_to_monthly,
+    count(s.stripe_subscription_id) FILTER (WHERE s.payment_frequency <> 'MONTHLY') AS stripe_commands,
+    count(*) FILTER (WHERE s.payment_frequency <> 'MONTHLY' AND m.plan IS NULL) AS without_monthly_price,
+    count(*) FILTER (WHERE s.payment_frequency IN ('QUARTERLY', 'YEARLY')) AS paid_ahead,
+    (SELECT count(*) FROM billing.frequency_changes AS c WHERE c.state = 'scheduled') AS frequency_changes_canceled
+FROM billing.subscriptions AS s
+LEFT JOIN billing.plan_prices AS m
+    ON s.plan = m.plan AND s.currency = m.currency AND m.payment_frequency = 'MONTHLY'
+WHERE s.status <> 'canceled';
+
+-- name: plan_pauses()^
+-- What a rollback of the pauses would change.
+SELECT
+    count(*) FILTER (WHERE p.state = 'active' AND p.kind <> 'payment_failure') AS pauses_ended,
+    count(*) FILTER (WHERE p.state = 'scheduled' AND p.kind <> 'payment_failure') AS pauses_canceled,
+    count(DISTINCT s.subscription_id) FILTER (
+        WHERE p.state = 'active' AND p.kind <> 'payment_failure' AND s.status = 'paused'
+    ) AS subscriptions_resumed,
+    count(DISTINCT s.stripe_subscription_id) FILTER (
+        WHERE p.state = 'active' AND p.kind <> 'payment_failure' AND s.status = 'paused'
+    ) AS stripe_commands,
+    count(*) FILTER (WHERE p.kind = 'payment_failure') AS grace_periods,
+    (
+        SELECT count(*) FROM billing.subscriptions AS lone
+        WHERE lone.status = 'paused' AND NOT EXISTS (
+            SELECT 1 FROM billing.subscription_pauses AS q
+            WHERE q.subscription_id = lone.subscription_id AND q.state = 'active'
+        )
+    ) AS paused_without_pause
+FROM billing.subscription_pauses AS p
+INNER JOIN billing.subscriptions AS s ON p.subscription_id = s.subscription_id
+WHERE p.state IN ('scheduled', 'active');
+
+-- name: plan_rewards()^
+-- What a rollback of the rewards would set aside.
+SELECT count(*) AS reward_balances_archived FROM billing.reward_balances WHERE balance_minor <> 0;
+
+-- name: turn_feature_off(rollback_id, component, reason, now)!
+-- The kill switch goes off; how it stood is kept.
+WITH flag AS MATERIALIZED (
+    SELECT
+        f.enabled,
+        f.reason
+    FROM billing.feature_flags AS f WHERE f.feature = :component FOR UPDATE
+),
+
+archived AS (
+    INSERT INTO archive.rollback_entries (rollback_id, component, subject, subject_id, before, after, archived_at)
+    SELECT
+        :rollback_id,
+        :component,
+        'feature',
+        0,
+        jsonb_build_object('enabled', flag.enabled, 'reason', flag.reason),
+        jsonb_build_object('enabled', FALSE, 'reason', :reason::text),
+        :now
+    FROM flag
+    ON CONFLICT ON CONSTRAINT rollback_entries_pkey DO NOTHING
+)
+
+UPDATE billing.feature_flags AS f SET enabled = FALSE, reason = :reason, changed_at = :now
+FROM flag
+WHERE f.feature = :component AND f.reason IS DISTINCT FROM :reason;
+
+-- name: cancel_frequency_changes(rollback_id, now, batch_size)^
+-- Changes of frequency that wait for their day are canceled.
+WITH batch AS MATERIALIZED (
+    SELECT c.frequency_change_id FROM billing.frequency_changes AS c
+    WHERE c.state = 'scheduled'
+    ORDER BY c.frequency_change_id
+    LIMIT :batch_size
+    FOR UPDATE
+),
+
+canceled AS (
+    UPDATE billing.frequency_changes AS c SET state = 'canceled'
+    FROM batch
+    WHERE c.frequency_change_id = batch.frequency_change_id AND c.state = 'scheduled'
+    RETURNING c.frequency_change_id, c.subscription_id
+),
+
+archived AS (
+    INSERT INTO archive.rollback_entries (rollback_id, component, subject, subject_id, before, after, archived_at)
+    SELECT
+        :rollback_id,
+        'frequencies',
+        'frequency_change',
+        canceled.frequency_change_id,
+        jsonb_build_object('state', 'scheduled', 'subscription_id', canceled.subscription_id),
+        jsonb_build_object('state', 'canceled'),
+        :now
+    FROM canceled
+    ON CONFLICT ON CONSTRAINT rollback_entries_pkey DO NOTHING
+)
+
+SELECT
+    count(*) AS changed,
+    max(frequency_change_id) AS last_id
+FROM canceled;
+
+-- name: move_to_monthly(rollback_id, reason, now, after, batch_size)^
+-- Subscriptions behind a key that pay by another frequency go to the monthly price, or, where their plan has none, to what
+-- their run rate makes a month (half up). Terms kept, history, change and Stripe command in one statement.
+WITH batch AS MATERIALIZED (
+    SELECT
+        s.subscription_id,
+        s.plan,
+        s.currency,
+        s.payment_frequency,
+        s.amount_minor,
+        s.status,
+        s.next_payment_at,
+        s.version,
+        s.stripe_subscription_id IS NOT NULL AS at_stripe
+    FROM billing.subscriptions AS s
+    WHERE s.payment_frequency <> 'MONTHLY' AND s.status <> 'canceled' AND s.subscription_id > :after
+    ORDER BY s.subscription_id
+    LIMIT :batch_size
+    FOR UPDATE
+),
+
+terms AS (
+    SELECT
+        batch.subscription_id,
+        batch.payment_frequency,
+        batch.amount_minor,
+        batch.status,
+        batch.next_payment_at,
+        batch.version,
+        batch.at_stripe,
+        m.amount_minor IS NULL AS derived,
+        coalesce(m.amount_minor, (2 * batch.amount_minor * CASE batch.payment_frequency
+            WHEN 'WEEKLY' THEN 52 WHEN 'BIWEEKLY' THEN 26 WHEN 'QUARTERLY' THEN 4 ELSE 1
+        END + 12) / 24) AS monthly_minor
+    FROM batch
+    LEFT JOIN billing.plan_prices AS m
+        ON batch.plan = m.plan AND batch.currency = m.currency AND m.payment_frequency = 'MONTHLY'
+),
+
+changed AS (
+    UPDATE billing.subscriptions AS s
+    SET
+        payment_frequency = 'MONTHLY', amount_minor = terms.monthly_minor, version = s.version + 1, changed_at = :now,
+        change_reason = :reason
+    FROM terms
+    WHERE s.subscription_id = terms.subscription_id AND s.payment_frequency <> 'MONTHLY' AND s.status <> 'canceled'
+    RETURNING
+        s.subscription_id, s.plan, s.currency, s.amount_minor, s.version, terms.payment_frequency AS frequency_before,
+        terms.amount_minor AS amount_before, terms.status, terms.next_payment_at, terms.version AS version_before,
+        terms.derived, terms.at_stripe,
+        CASE WHEN terms.at_stripe THEN s.subscription_id || ':change_price:' || s.version END AS command
+),
+
+archived AS (
+    INSERT INTO archive.rollback_entries (rollback_id, component, subject, subject_id, before, after, archived_at)
+    SELECT
+        :rollback_id,
+        'frequencies',
+        'subscription',
+        changed.subscription_id,
+        jsonb_build_object(
+            'plan', changed.plan, 'currency', changed.currency, 'payment_frequency', changed.frequency_before,
+            'amount_minor', changed.amount_before, 'status', changed.status, 'next_payment_at', changed.next_payment_at,
+            'version', changed.version_before
+        ),
+        jsonb_build_object(
+            'plan', changed.plan, 'currency', changed.currency, 'payment_frequency', 'MONTHLY',
+            'amount_minor', changed.amount_minor, 'version', changed.version, 'derived', changed.derived,
+            'command', changed.command
+        ),
+        :now
+    FROM changed
+    ON CONFLICT ON CONSTRAINT rollback_entries_pkey DO UPDATE SET after = excluded.after
+),
+
+recorded AS (
+    INSERT INTO billing.frequency_changes
+    (subscription_id, from_frequency, to_frequency, amount_minor, requested_at, effective_at, currency, state)
+    SELECT
+        changed.subscription_id,
+        changed.frequency_before,
+        'MONTHLY',
+        changed.amount_minor,
+        :now,
+        :now,
+        changed.currency,
+        'applied'
+    FROM changed
+),
+
+commanded AS (
+    INSERT INTO billing.stripe_commands (idempotency_key, subscription_id, operation, parameters)
+    SELECT
+        changed.command,
+        changed.subscription_id,
+        'change_price',
+        jsonb_build_object(
+            'plan', changed.plan, 'payment_frequency', 'MONTHLY', 'currency', changed.currency,
+            'amount_minor', changed.amount_minor, 'proration', 'none'
+        )
+    FROM changed
+    WHERE changed.at_stripe
+    ORDER BY changed.subscription_id
+    ON CONFLICT (idempotency_key) DO NOTHING
+)
+
+SELECT
+    (SELECT count(*) FROM changed) AS changed,
+    (SELECT max(batch.subscription_id) FROM batch) AS last_id;
+
+-- name: cancel_pauses(rollback_id, now, batch_size)^
+-- Pauses that were to begin are canceled; the grace period after a failed payment is no feature of ours to take away.
+WITH batch AS MATERIALIZED (
+    SELECT p.pause_id FROM billing.subscription_pauses AS p
+    WHERE p.state = 'scheduled' AND p.kind <> 'payment_failure'
+    ORDER BY p.starts_at, p.pause_id
+    LIMIT :batch_size
+    FOR UPDATE
+),
+
+canceled AS (
+    UPDATE billing.subscription_pauses AS p SET state = 'canceled', version = p.version + 1, changed_at = :now
+    FROM batch
+    WHERE p.pause_id = batch.pause_id AND p.state = 'scheduled' AND p.kind <> 'payment_failure'
+    RETURNING p.pause_id, p.subscription_id, p.starts_at, p.ends_at, p.version
+),
+
+archived AS (
+    INSERT INTO archive.rollback_entries (rollback_id, component, subject, subject_id, before, after, archived_at)
+    SELECT
+        :rollback_id,
+        'pauses',
+        'pause',
+        canceled.pause_id,
+        jsonb_build_object(
+            'state', 'scheduled', 'subscription_id', canceled.subscription_id, 'starts_at', canceled.starts_at,
+            'ends_at', canceled.ends_at
+        ),
+        jsonb_build_object('state', 'canceled', 'version', canceled.version),
+        :now
+    FROM canceled
+    ON CONFLICT ON CONSTRAINT rollback_entries_pkey DO UPDATE SET after = excluded.after
+)
+
+SELECT
+    count(*) AS changed,
+    max(pause_id) AS last_id
+FROM canceled;
+
+-- name: end_pauses(rollback_id, reason, now, after, batch_size, pause_mode, moves_next_payment)^
+-- Customers' and admins' pauses behind a key end now (or when they should have, if that is past), their subscriptions are
+-- active again, and Stripe is told. A pause whose beginning is still to come by this clock is canceled instead.
+WITH batch AS MATERIALIZED (
+    SELECT
+        p.pause_id,
+        p.subscription_id,
+        p.starts_at,
+        p.ends_at,
+        p.starts_at < :now AS began,
+        least(p.ends_at, :now::timestamptz) AS ended_at
+    FROM billing.subscription_pauses AS p
+    WHERE p.state = 'active' AND p.kind <> 'payment_failure' AND p.pause_id > :after
+    ORDER BY p.pause_id
+    LIMIT :batch_size
+    FOR UPDATE
+),
+
+held AS MATERIALIZED (
+    SELECT
+        s.subscription_id,
+        s.status,
+        s.next_payment_at,
+        s.version,
+        s.stripe_subscription_id IS NOT NULL AS at_stripe
+    FROM billing.subscriptions AS s
+    WHERE s.subscription_id IN (SELECT batch.subscription_id FROM batch)
+    ORDER BY s.subscription_id
+    FOR UPDATE
+),
+
+ended AS (
+    UPDATE billing.subscription_pauses AS p
+    SET
+        state = CASE WHEN batch.began THEN 'completed' ELSE 'canceled' END,
+        ends_at = CASE WHEN batch.began THEN batch.ended_at ELSE p.ends_at END,
+        version = p.version + 1,
+        changed_at = :now
+    FROM batch
+    WHERE p.pause_id = batch.pause_id AND p.state = 'active'
+    RETURNING p.pause_id, p.subscription_id, p.starts_at, batch.ends_at AS ends_before, p.ends_at, p.state, p.version
+),
+
+stretches AS (
+    SELECT
+        batch.subscription_id,
+        sum(greatest(batch.ended_at - batch.starts_at, interval '0')) AS paused_for,
+        max(batch.ended_at) AS ended_at
+    FROM batch
+    GROUP BY batch.subscription_id
+),
+
+resumed AS (
+    UPDATE billing.subscriptions AS s
+    SET
+        status = 'active',
+        next_payment_at = s.next_payment_at
+        + CASE WHEN :moves_next_payment::boolean THEN stretches.paused_for ELSE interval '0' END,
+        version = s.version + 1,
+        changed_at = stretches.ended_at,
+        change_reason = :reason
+    FROM stretches
+    INNER JOIN held ON stretches.subscription_id = held.subscription_id
+    WHERE s.subscription_id = stretches.subscription_id AND s.status = 'paused'
+    RETURNING
+        s.subscription_id, held.status AS status_before, held.next_payment_at AS next_before, held.version AS version_before,
+        s.next_payment_at, s.version, held.at_stripe,
+        CASE WHEN held.at_stripe THEN s.subscription_id || ':resume:' || s.version END AS command
+),
+
+archived_pauses AS (
+    INSERT INTO archive.rollback_entries (rollback_id, component, subject, subject_id, before, after, archived_at)
+    SELECT
+        :rollback_id,
+        'pauses',
+        'pause',
+        ended.pause_id,
+        jsonb_build_object(
+            'state', 'active', 'subscription_id', ended.subscription_id, 'starts_at', ended.starts_at,
+            'ends_at', ended.ends_before
+        ),
+        jsonb_build_object('state', ended.state, 'ends_at', ended.ends_at, 'version', ended.version),
+        :now
+    FROM ended
+    ON CONFLICT ON CONSTRAINT rollback_entries_pkey DO UPDATE SET after = excluded.after
+),
+
+archived_subscriptions AS (
+    INSERT INTO archive.rollback_entries (rollback_id, component, subject, subject_id, before, after, archived_at)
+    SELECT
+        :rollback_id,
+        'pauses',
+        'subscription',
+        resumed.subscription_id,
+        jsonb_build_object(
+            'status', resumed.status_before, 'next_payment_at', resumed.next_before, 'version', resumed.version_before
+        ),
+        jsonb_build_object(
+            'status', 'active', 'next_payment_at', resumed.next_payment_at, 'version', resumed.version,
+            'command', resumed.command
+        ),
+        :now
+    FROM resumed
+    ON CONFLICT ON CONSTRAINT rollback_entries_pkey DO UPDATE SET after = excluded.after
+),
+
+commanded AS (
+    INSERT INTO billing.stripe_commands (idempotency_key, subscription_id, operation, parameters)
+    SELECT
+        resumed.command,
+        resumed.subscription_id,
+        'resume',
+        jsonb_build_object('mode', :pause_mode::text)
+    FROM resumed
+    WHERE resumed.at_stripe
+    ORDER BY resumed.subscription_id
+    ON CONFLICT (idempotency_key) DO NOTHING
+)
+
+SELECT
+    (SELECT count(*) FROM ended) AS changed,
+    (SELECT max(batch.pause_id) FROM batch) AS last_id;
+
+-- name: archive_reward_balances(rollback_id, now, after, batch_size)^
+-- The balances of customers behind a key, as they stand: nothing is taken from anybody.
+WITH balances AS (
+    SELECT
+        r.customer_id,
+        sum(r.effect_minor)::bigint AS balance_minor
+    FROM billing.reward_entries AS r
+    WHERE r.customer_id > :after
+    GROUP BY r.customer_id
+    HAVING sum(r.effect_minor) <> 0
+    ORDER BY r.customer_id
+    LIMIT :batch_size
+),
+
+archived AS (
+    INSERT INTO archive.rollback_entries (rollback_id, component, subject, subject_id, before, after, archived_at)
+    SELECT
+        :rollback_id,
+        'rewards',
+        'reward_balance',
+        balances.customer_id,
+        jsonb_build_object('balance_minor', balances.balance_minor),
+        jsonb_build_object('balance_minor', balances.balance_minor),
+        :now
+    FROM balances
+    ON CONFLICT ON CONSTRAINT rollback_entries_pkey DO NOTHING
+)
+
+SELECT
+    count(*) AS changed,
+    max(customer_id) AS last_id
+FROM balances;

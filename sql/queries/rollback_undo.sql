@@ -1,0 +1,376 @@
+-- name: undo_terms(rollback_id, reason, now, batch_size)^
+-- Subscriptions whose terms are still those that the rollback gave them get back those that they had; the others are left
+-- alone. A changed quantity, status or payment date stays as it is.
+WITH batch AS MATERIALIZED (
+    SELECT
+        e.subject_id,
+        e.before,
+        e.after
+    FROM archive.rollback_entries AS e
+    WHERE e.rollback_id = :rollback_id AND e.component = 'frequencies' AND e.subject = 'subscription' AND e.settled_at IS NULL
+    ORDER BY e.subject_id
+    LIMIT :batch_size
+    FOR UPDATE
+),
+
+held AS MATERIALIZED (
+    SELECT
+        s.subscription_id,
+        s.plan,
+        s.status,
+        s.payment_frequency,
+        s.amount_minor,
+        s.stripe_subscription_id IS NOT NULL AS at_stripe
+    FROM billing.subscriptions AS s
+    WHERE s.subscription_id IN (SELECT batch.subject_id FROM batch)
+    ORDER BY s.subscription_id
+    FOR UPDATE
+),
+
+judged AS (
+    SELECT
+        batch.subject_id,
+        batch.before,
+        held.at_stripe,
+        CASE
+            WHEN held.subscription_id IS NULL THEN 'it is gone'
+            WHEN held.status = 'canceled' THEN 'it was canceled since'
+            WHEN
+                held.plan <> batch.after ->> 'plan'
+                OR held.payment_frequency <> batch.after ->> 'payment_frequency'
+                OR held.amount_minor <> (batch.after ->> 'amount_minor')::bigint THEN 'its terms were changed since'
+        END AS left_because
+    FROM batch
+    LEFT JOIN held ON batch.subject_id = held.subscription_id
+),
+
+restored AS (
+    UPDATE billing.subscriptions AS s
+    SET
+        payment_frequency = judged.before ->> 'payment_frequency',
+        amount_minor = (judged.before ->> 'amount_minor')::bigint,
+        version = s.version + 1,
+        changed_at = :now,
+        change_reason = :reason
+    FROM judged
+    WHERE s.subscription_id = judged.subject_id AND judged.left_because IS NULL
+    RETURNING s.subscription_id, s.plan, s.currency, s.payment_frequency, s.amount_minor, s.version, judged.at_stripe
+),
+
+recorded AS (
+    INSERT INTO billing.frequency_changes
+    (subscription_id, from_frequency, to_frequency, amount_minor, requested_at, effective_at, currency, state)
+    SELECT
+        restored.subscription_id,
+        'MONTHLY',
+        restored.payment_frequency,
+        restored.amount_minor,
+        :now,
+        :now,
+        restored.currency,
+        'applied'
+    FROM restored
+),
+
+commanded AS (
+    INSERT INTO billing.stripe_commands (idempotency_key, subscription_id, operation, parameters)
+    SELECT
+        restored.subscription_id || ':change_price:' || restored.version,
+        restored.subscription_id,
+        'change_price',
+        jsonb_build_object(
+            'plan', restored.plan, 'payment_frequency', restored.payment_frequency, 'currency', restored.currency,
+            'amount_minor', restored.amount_minor, 'proration', 'none'
+        )
+    FROM restored
+    WHERE restored.at_stripe
+    ORDER BY restored.subscription_id
+    ON CONFLICT (idempotency_key) DO NOTHING
+),
+
+settled AS (
+    UPDATE archive.rollback_entries AS e
+    SET
+        settled_at = :now,
+        outcome = CASE WHEN judged.left_because IS NULL THEN 'restored' ELSE 'left_alone' END,
+        left_because = judged.left_because
+    FROM judged
+    WHERE
+        e.rollback_id = :rollback_id AND e.component = 'frequencies' AND e.subject = 'subscription'
+        AND e.subject_id = judged.subject_id AND e.settled_at IS NULL
+    RETURNING e.subject_id
+)
+
+SELECT
+    count(*) AS changed,
+    max(subject_id) AS last_id
+FROM settled;
+
+-- name: undo_frequency_changes(rollback_id, now, batch_size)^
+-- Changes of frequency that the rollback canceled wait for their day again, where they still fit their subscription.
+WITH batch AS MATERIALIZED (
+    SELECT e.subject_id FROM archive.rollback_entries AS e
+    WHERE
+        e.rollback_id = :rollback_id AND e.component = 'frequencies' AND e.subject = 'frequency_change'
+        AND e.settled_at IS NULL
+    ORDER BY e.subject_id
+    LIMIT :batch_size
+    FOR UPDATE
+),
+
+judged AS MATERIALIZED (
+    SELECT
+        batch.subject_id,
+        CASE
+            WHEN c.frequency_change_id IS NULL THEN 'it is gone'
+            WHEN c.state <> 'canceled' THEN 'it was changed since'
+            WHEN s.status = 'canceled' THEN 'its subscription was canceled since'
+            WHEN s.payment_frequency <> c.from_frequency THEN 'its subscription pays by another frequency now'
+            WHEN EXISTS (
+                SELECT 1 FROM billing.frequency_changes AS other
+                WHERE other.subscription_id = c.subscription_id AND other.state = 'scheduled'
+            ) THEN 'another change was scheduled since'
+        END AS left_because
+    FROM batch
+    LEFT JOIN billing.frequency_changes AS c ON batch.subject_id = c.frequency_change_id
+    LEFT JOIN billing.subscriptions AS s ON c.subscription_id = s.subscription_id
+),
+
+restored AS (
+    UPDATE billing.frequency_changes AS c SET state = 'scheduled'
+    FROM judged
+    WHERE c.frequency_change_id = judged.subject_id AND judged.left_because IS NULL AND c.state = 'canceled'
+),
+
+settled AS (
+    UPDATE archive.rollback_entries AS e
+    SET
+        settled_at = :now,
+        outcome = CASE WHEN judged.left_because IS NULL THEN 'restored' ELSE 'left_alone' END,
+        left_because = judged.left_because
+    FROM judged
+    WHERE
+        e.rollback_id = :rollback_id AND e.component = 'frequencies' AND e.subject = 'frequency_change'
+        AND e.subject_id = judged.subject_id AND e.settled_at IS NULL
+    RETURNING e.subject_id
+)
+
+SELECT
+    count(*) AS changed,
+    max(subject_id) AS last_id
+FROM settled;
+
+-- name: undo_pauses(rollback_id, reason, now, batch_size, pause_mode)^
+-- Pauses that are still as the rollback left them, and not over by now, go on; their subscriptions are paused again, with the
+-- payment date that they had, and Stripe is told.
+WITH batch AS MATERIALIZED (
+    SELECT
+        e.subject_id,
+        e.before,
+        e.after,
+        (e.before ->> 'subscription_id')::bigint AS subscription_id,
+        (e.before ->> 'starts_at')::timestamptz AS starts_at,
+        (e.before ->> 'ends_at')::timestamptz AS ends_at
+    FROM archive.rollback_entries AS e
+    WHERE e.rollback_id = :rollback_id AND e.component = 'pauses' AND e.subject = 'pause' AND e.settled_at IS NULL
+    ORDER BY e.subject_id
+    LIMIT :batch_size
+    FOR UPDATE
+),
+
+resumed AS MATERIALIZED (
+    SELECT
+        e.subject_id AS subscription_id,
+        e.before,
+        e.after
+    FROM archive.rollback_entries AS e
+    WHERE
+        e.rollback_id = :rollback_id AND e.component = 'pauses' AND e.subject = 'subscription' AND e.settled_at IS NULL
+        AND e.subject_id IN (SELECT batch.subscription_id FROM batch WHERE batch.before ->> 'state' = 'active')
+    FOR UPDATE
+),
+
+held AS MATERIALIZED (
+    SELECT
+        s.subscription_id,
+        s.status,
+        s.next_payment_at,
+        s.stripe_subscription_id IS NOT NULL AS at_stripe
+    FROM billing.subscriptions AS s
+    WHERE s.subscription_id IN (SELECT batch.subscription_id FROM batch)
+    ORDER BY s.subscription_id
+    FOR UPDATE
+),
+
+judged AS MATERIALIZED (
+    SELECT
+        batch.subject_id,
+        batch.subscription_id,
+        batch.starts_at,
+        batch.ends_at,
+        batch.before ->> 'state' AS state_before,
+        CASE
+            WHEN p.pause_id IS NULL OR held.subscription_id IS NULL THEN 'it is gone'
+            WHEN p.version <> (batch.after ->> 'version')::bigint THEN 'it was changed since'
+            WHEN held.status IN ('canceled', 'suspended') THEN 'its subscription is ' || held.status || ' now'
+            WHEN batch.ends_at <= :now THEN 'it would be over by now'
+            WHEN resumed.subscription_id IS NOT NULL AND held.status <> 'active'
+                THEN 'its subscription is ' || held.status || ' now'
+            WHEN EXISTS (
+                SELECT 1 FROM billing.subscription_pauses AS other
+                WHERE
+                    other.subscription_id = batch.subscription_id AND other.state IN ('scheduled', 'active')
+                    AND tstzrange(other.starts_at, other.ends_at) && tstzrange(batch.starts_at, batch.ends_at)
+            ) THEN 'another pause was made since'
+        END AS left_because
+    FROM batch
+    LEFT JOIN billing.subscription_pauses AS p ON batch.subject_id = p.pause_id
+    LEFT JOIN held ON batch.subscription_id = held.subscription_id
+    LEFT JOIN resumed ON batch.subscription_id = resumed.subscription_id AND batch.before ->> 'state' = 'active'
+),
+
+going_on AS (
+    UPDATE billing.subscription_pauses AS p
+    SET state = judged.state_before, ends_at = judged.ends_at, version = p.version + 1, changed_at = :now
+    FROM judged
+    WHERE p.pause_id = judged.subject_id AND judged.left_because IS NULL
+),
+
+paused_again AS (
+    SELECT
+        judged.subscription_id,
+        nullif(max(coalesce(judged.ends_at, 'infinity'::timestamptz)), 'infinity'::timestamptz) AS ends_at
+    FROM judged
+    WHERE judged.left_because IS NULL AND judged.state_before = 'active'
+    GROUP BY judged.subscription_id
+),
+
+paused AS (
+    UPDATE billing.subscriptions AS s
+    SET
+        status = 'paused',
+        next_payment_at = CASE
+            WHEN s.next_payment_at IS NOT DISTINCT FROM (resumed.after ->> 'next_payment_at')::timestamptz
+                THEN (resumed.before ->> 'next_payment_at')::timestamptz
+            ELSE s.next_payment_at
+        END,
+        version = s.version + 1,
+        changed_at = :now,
+        change_reason = :reason
+    FROM paused_again
+    INNER JOIN resumed ON paused_again.subscription_id = resumed.subscription_id
+    INNER JOIN held ON paused_again.subscription_id = held.subscription_id
+    WHERE s.subscription_id = paused_again.subscription_id AND s.status = 'active'
+    RETURNING s.subscription_id, s.version, paused_again.ends_at, held.at_stripe
+),
+
+commanded AS (
+    INSERT INTO billing.stripe_commands (idempotency_key, subscription_id, operation, parameters)
+    SELECT
+        paused.subscription_id || ':pause:' || paused.version,
+        paused.subscription_id,
+        'pause',
+        jsonb_build_object('mode', :pause_mode::text, 'resumes_at', paused.ends_at)
+    FROM paused
+    WHERE paused.at_stripe
+    ORDER BY paused.subscription_id
+    ON CONFLICT (idempotency_key) DO NOTHING
+),
+
+settled_subscriptions AS (
+    UPDATE archive.rollback_entries AS e
+    SET
+        settled_at = :now,
+        outcome = CASE WHEN paused_again.subscription_id IS NULL THEN 'left_alone' ELSE 'restored' END,
+        left_because = CASE WHEN paused_again.subscription_id IS NULL THEN 'its pause was left alone' END
+    FROM resumed
+    LEFT JOIN paused_again ON resumed.subscription_id = paused_again.subscription_id
+    WHERE
+        e.rollback_id = :rollback_id AND e.component = 'pauses' AND e.subject = 'subscription'
+        AND e.subject_id = resumed.subscription_id AND e.settled_at IS NULL
+),
+
+settled AS (
+    UPDATE archive.rollback_entries AS e
+    SET
+        settled_at = :now,
+        outcome = CASE WHEN judged.left_because IS NULL THEN 'restored' ELSE 'left_alone' END,
+        left_because = judged.left_because
+    FROM judged
+    WHERE
+        e.rollback_id = :rollback_id AND e.component = 'pauses' AND e.subject = 'pause'
+        AND e.subject_id = judged.subject_id AND e.settled_at IS NULL
+    RETURNING e.subject_id
+)
+
+SELECT
+    count(*) AS changed,
+    max(subject_id) AS last_id
+FROM settled;
+
+-- name: undo_reward_balances(rollback_id, now, batch_size)^
+-- Balances were never touched: the undo says which are still what they were.
+WITH batch AS MATERIALIZED (
+    SELECT
+        e.subject_id,
+        (e.before ->> 'balance_minor')::bigint AS balance_minor
+    FROM archive.rollback_entries AS e
+    WHERE e.rollback_id = :rollback_id AND e.component = 'rewards' AND e.subject = 'reward_balance' AND e.settled_at IS NULL
+    ORDER BY e.subject_id
+    LIMIT :batch_size
+    FOR UPDATE
+),
+
+judged AS (
+    SELECT
+        batch.subject_id,
+        CASE WHEN batch.balance_minor <> coalesce(sum(r.effect_minor), 0) THEN 'the balance has moved since' END AS left_because
+    FROM batch
+    LEFT JOIN billing.reward_entries AS r ON batch.subject_id = r.customer_id
+    GROUP BY batch.subject_id, batch.balance_minor
+),
+
+settled AS (
+    UPDATE archive.rollback_entries AS e
+    SET
+        settled_at = :now,
+        outcome = CASE WHEN judged.left_because IS NULL THEN 'restored' ELSE 'left_alone' END,
+        left_because = judged.left_because
+    FROM judged
+    WHERE
+        e.rollback_id = :rollback_id AND e.component = 'rewards' AND e.subject = 'reward_balance'
+        AND e.subject_id = judged.subject_id AND e.settled_at IS NULL
+    RETURNING e.subject_id
+)
+
+SELECT
+    count(*) AS changed,
+    max(subject_id) AS last_id
+FROM settled;
+
+-- name: undo_feature(rollback_id, component, now)!
+-- The kill switch goes back to how it stood, for the reason for which it did, unless somebody has set it since.
+WITH entry AS MATERIALIZED (
+    SELECT
+        (e.before ->> 'enabled')::boolean AS enabled,
+        e.before ->> 'reason' AS reason_before,
+        f.enabled OR coalesce(f.reason, '') <> e.after ->> 'reason' AS set_since
+    FROM archive.rollback_entries AS e
+    INNER JOIN billing.feature_flags AS f ON e.component = f.feature
+    WHERE e.rollback_id = :rollback_id AND e.component = :component AND e.subject = 'feature' AND e.settled_at IS NULL
+    FOR UPDATE
+),
+
+switched AS (
+    UPDATE billing.feature_flags AS f SET enabled = entry.enabled, reason = entry.reason_before, changed_at = :now
+    FROM entry
+    WHERE f.feature = :component AND NOT entry.set_since
+)
+
+UPDATE archive.rollback_entries AS e
+SET
+    settled_at = :now,
+    outcome = CASE WHEN entry.set_since THEN 'left_alone' ELSE 'restored' END,
+    left_because = CASE WHEN entry.set_since THEN 'the switch was set since' END
+FROM entry
+WHERE e.rollback_id = :rollback_id AND e.component = :component AND e.subject = 'feature' AND e.settled_at IS NULL;
