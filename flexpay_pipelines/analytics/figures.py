@@ -192,29 +192,31 @@ def cohorts(
     """
     periods = span("month", start, end)
     with ledger_workspace(connection, policy or MetricPolicy(), known_at) as work:
-        build_cohorts(work, periods)
-        first = queries("analytics_rates").first_month(connection)
+        first = queries("analytics_cohorts").first_month(connection)
         if first is None or first > periods.last:
             return []
+        work.choose_customers(None, periods.until)
+        build_cohorts(work, periods, since=first)
         work.windows(Span("month", first, periods.last))
         if reporting_currency is None:
             work.native_rates()
         else:
             check_currency(reporting_currency)
             work.reporting_rates(reporting_currency)
-            missing = queries("analytics_rates").missing_cohort_rate(connection)
+            missing = queries("analytics_cohorts").missing_cohort_rate(connection)
             if missing is not None:
                 raise no_rate(missing["currency"], missing["day"], reporting_currency)
-        return list(queries("analytics_rates").cohort_rows(connection))
+        return list(queries("analytics_cohorts").cohort_rows(connection))
 
 
-def build_cohorts(work: Workspace, periods: Span) -> None:
-    """Fill metric_cohorts for the months of `periods`."""
-    work.choose_customers(None, periods.until)
+def build_cohorts(work: Workspace, periods: Span, since: date) -> None:
+    """Fill metric_cohorts for the months of `periods`, from the chosen customers' changes since the month `since`.
+
+    What stood before `since` is in metric_cohort_base; customers that have not changed since need not be chosen.
+    """
     work.class_changes("month", periods.until)
-    named = queries("analytics_rates")
-    named.insert_periods(work.connection, grain="month", first=periods.first, last=periods.last)
-    named.insert_cohorts(work.connection, last=periods.last)
+    queries("analytics_windows").insert_periods(work.connection, grain="month", first=periods.first, last=periods.last)
+    queries("analytics_cohorts").insert_cohorts(work.connection, first=since, last=periods.last)
 
 
 def payments_health(

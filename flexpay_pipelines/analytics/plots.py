@@ -18,7 +18,7 @@ TICKS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Series:
+class Line:
     """One line: its name, its CSS class, its values; None leaves a gap."""
 
     name: str
@@ -106,7 +106,7 @@ def _svg(frame: _Frame, title: str, body: str) -> str:
 def line_chart(
     title: str,
     labels: Sequence[str],
-    series: Sequence[Series],
+    series: Sequence[Line],
     *,
     percent: bool = False,
     from_zero: bool = False,
@@ -136,7 +136,7 @@ def line_chart(
     return _svg(frame, title, "".join(parts) + _labels(frame, labels, width // 120))
 
 
-def stacked_bars(title: str, labels: Sequence[str], series: Sequence[Series], *, height: int = HEIGHT) -> str:
+def stacked_bars(title: str, labels: Sequence[str], series: Sequence[Line], *, height: int = HEIGHT) -> str:
     """A bar for each label; what is above 0 is piled upwards, what is below downwards."""
     count = len(labels)
     ups = [sum(max(s.values[n] or 0.0, 0.0) for s in series) for n in range(count)]

@@ -17,6 +17,7 @@ from flexpay_pipelines.analytics.policy import (
     STRIPE_DEFINITION,
     MetricPolicy,
     Span,
+    next_month,
     span,
 )
 from flexpay_pipelines.analytics.workspace import STORED_KINDS, Workspace, lead_in, stored_workspace
@@ -74,7 +75,7 @@ def refresh(
         progress("Computing rates.")
         _keep_rates(connection, work, wanted, whole)
         progress("Computing cohorts.")
-        _keep_cohorts(connection, work, whole)
+        _keep_cohorts(connection, work, whole, touched.since)
         restated = [day for day in changed if _is_stored(connection, day)]
         queries("analytics_refresh").keep_snapshots(
             connection,
@@ -195,9 +196,21 @@ def _keep_rates(connection: Connection, work: Workspace, days: list[date], whole
     named.keep_rates(connection, days=days)
 
 
-def _keep_cohorts(connection: Connection, work: Workspace, whole: Span) -> None:
+def _keep_cohorts(connection: Connection, work: Workspace, whole: Span, touched_since: datetime | None) -> None:
+    """Cohorts of every month from the first computed or touched on, built on the stored month before."""
+    named = queries("analytics_cohorts")
     work.clear()
-    first = queries("analytics_rates").first_month(connection) or whole.first.replace(day=1)
     last = whole.last.replace(day=1)
-    build_cohorts(work, Span("month", min(first, last), last))
-    queries("analytics_refresh").keep_cohorts(connection)
+    first = whole.first if touched_since is None else min(whole.first, touched_since.astimezone(UTC).date())
+    first = min(first, last).replace(day=1)
+    base = named.cohort_base(connection, before=first)
+    if base is None:
+        first = min(queries("analytics_cohorts").first_month(connection) or first, last)
+    else:
+        # Months between were never stored; what happened in them is counted on the way.
+        first = next_month(base)
+        named.load_cohort_base(connection, period=base)
+    months = Span("month", first, last)
+    work.choose_customers(months.since if base is not None else None, months.until)
+    build_cohorts(work, months, since=first)
+    named.keep_cohorts(connection)

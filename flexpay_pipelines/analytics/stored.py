@@ -101,11 +101,11 @@ def _cohorts(connection: Connection, work: Workspace, last: date, shown: str | N
     queries("analytics_report").load_cohorts(connection, first=first, last=last)
     work.windows(Span("month", first, last.replace(day=1)))
     with _rates(work, shown):
-        complete = queries("analytics_rates").missing_cohort_rate(connection) is None
+        complete = queries("analytics_cohorts").missing_cohort_rate(connection) is None
         if complete:
-            return list(queries("analytics_rates").cohort_rows(connection))
+            return list(queries("analytics_cohorts").cohort_rows(connection))
     with _rates(work, None):
-        return list(queries("analytics_rates").cohort_rows(connection))
+        return list(queries("analytics_cohorts").cohort_rows(connection))
 
 
 def key_figures(connection: Connection, *, day: date, reporting_currency: str) -> dict[str, Any]:

@@ -24,32 +24,39 @@ _TABLES = {
     "metric_subscriptions": "subscription_id bigint PRIMARY KEY, touched_from timestamptz NOT NULL",
     "metric_customers": "customer_id bigint PRIMARY KEY",
     "metric_periods": "period date PRIMARY KEY",
-    "metric_windows": "period date PRIMARY KEY, label text, last_period date, before_period date, before_day date, "
-    "last_day date",
+    "metric_windows": "period date PRIMARY KEY, label text, last_period date, before_period date, "
+    "before_day date, last_day date",
     "metric_rates": "period date, currency text, shown text, rate_before numeric, rate_now numeric, "
     "PRIMARY KEY (period, currency)",
-    "metric_changes": "subscription_id bigint, customer_id bigint, currency text, country text, period date, "
-    "kind_before text, kind_after text, run_before bigint, run_after bigint, paused_before bigint, paused_after bigint, "
-    "plan_before text, plan_after text, frequency_before text, frequency_after text",
-    "metric_customer_periods": "customer_id bigint, currency text, country text, period date, run_before bigint, "
-    "run_after bigint, with_before boolean, with_after boolean, ever_before boolean, splits boolean, paused bigint, "
-    "resumed bigint, rest bigint, movement text",
+    "metric_changes": "subscription_id bigint, customer_id bigint, currency text, country text, "
+    "period date, kind_before text, kind_after text, run_before bigint, run_after bigint, "
+    "paused_before bigint, paused_after bigint, plan_before text, plan_after text, frequency_before text, "
+    "frequency_after text",
+    "metric_customer_periods": "customer_id bigint, currency text, country text, period date, "
+    "run_before bigint, run_after bigint, with_before boolean, with_after boolean, ever_before boolean, "
+    "splits boolean, paused bigint, resumed bigint, rest bigint, movement text",
     "metric_movements": "period date, customer_id bigint, movement text, currency text, amount bigint",
-    "metric_segment_changes": "period date, kind text, segment text, currency text, run_change bigint, new bigint, "
-    "reactivation bigint, expansion bigint, contraction bigint, churn bigint, paused bigint, resumed bigint, "
-    "transfer bigint, customers bigint, paying_customers bigint, subscriptions bigint, paused_subscriptions bigint",
-    "metric_baseline": "kind text, segment text, currency text, run bigint, customers bigint, paying_customers bigint, "
-    "subscriptions bigint, paused_subscriptions bigint",
+    "metric_segment_changes": "period date, kind text, segment text, currency text, run_change bigint, "
+    "new bigint, reactivation bigint, expansion bigint, contraction bigint, churn bigint, paused bigint, "
+    "resumed bigint, transfer bigint, customers bigint, paying_customers bigint, subscriptions bigint, "
+    "paused_subscriptions bigint",
+    "metric_baseline": "kind text, segment text, currency text, run bigint, customers bigint, "
+    "paying_customers bigint, subscriptions bigint, paused_subscriptions bigint",
     "metric_summary": "period date, kind text, segment text, currency text, run_start bigint, new bigint, "
     "reactivation bigint, expansion bigint, contraction bigint, churn bigint, paused bigint, resumed bigint, "
     "transfer bigint, run_end bigint, customers bigint, paying_customers bigint, subscriptions bigint, "
     "paused_subscriptions bigint",
     "metric_window_changes": "period date, currency text, customers_churned bigint, joined bigint, "
-    "joined_churned bigint, new bigint, reactivation bigint, expansion bigint, contraction bigint, churn bigint, "
-    "lost bigint",
-    "metric_rate_rows": "period text, definition text, currency text, customers_start bigint, customers_churned bigint, "
-    "customer_churn_rate numeric, gross_mrr_churn numeric, net_mrr_churn numeric, nrr numeric, grr numeric, "
-    "quick_ratio numeric, arpa numeric, ltv numeric, pause_rate numeric",
+    "joined_churned bigint, new bigint, reactivation bigint, expansion bigint, contraction bigint, "
+    "churn bigint, lost bigint",
+    "metric_window_pairs": "customer_id bigint, currency text, first_change date, last_change date, "
+    "first_window date, last_window date, run_before bigint, run_after bigint, with_before boolean, "
+    "with_after boolean, with_within boolean, splits boolean, ever_before boolean, pauses bigint",
+    "metric_cohort_base": "cohort date, currency text, customers_start bigint, customers bigint, "
+    "paying_customers bigint, run_start bigint, run_end bigint",
+    "metric_rate_rows": "period text, definition text, currency text, customers_start bigint, "
+    "customers_churned bigint, customer_churn_rate numeric, gross_mrr_churn numeric, net_mrr_churn numeric, "
+    "nrr numeric, grr numeric, quick_ratio numeric, arpa numeric, ltv numeric, pause_rate numeric",
     "metric_cohorts": "cohort date, period date, currency text, customers_start bigint, customers bigint, "
     "paying_customers bigint, run_start bigint, run_end bigint",
 }
@@ -64,7 +71,9 @@ _OF_ONE_PASS = (
     "metric_segment_changes",
     "metric_baseline",
     "metric_summary",
+    "metric_window_pairs",
     "metric_window_changes",
+    "metric_cohort_base",
     "metric_cohorts",
 )
 
@@ -122,7 +131,7 @@ class Workspace:
         `stored_baseline`: a day whose stored figures may be built on, the day before the first period.
         """
         named = queries("analytics_summary")
-        queries("analytics_rates").insert_periods(
+        queries("analytics_windows").insert_periods(
             self.connection, grain=periods.grain, first=periods.first, last=periods.last
         )
         self._statistics("metric_periods")
@@ -137,7 +146,7 @@ class Workspace:
 
     def windows(self, periods: Span, *, days: int = 1, month_ends: bool = False) -> None:
         """The windows that are shown: the periods themselves, or so many days to the end of each."""
-        named = queries("analytics_rates")
+        named = queries("analytics_windows")
         if month_ends:
             named.insert_month_end_windows(self.connection, first=periods.first, last=periods.last, span=days)
         elif periods.grain == "month":
@@ -148,16 +157,16 @@ class Workspace:
 
     def native_rates(self) -> None:
         """Show every amount in its own currency."""
-        queries("analytics_summary").insert_native_rates(self.connection)
+        queries("analytics_currencies").insert_native_rates(self.connection)
 
     def unknown_rates(self) -> None:
         """Show no amount that is added over currencies."""
-        queries("analytics_summary").insert_unknown_rates(self.connection)
+        queries("analytics_currencies").insert_unknown_rates(self.connection)
 
     def reporting_rates(self, currency: str) -> None:
         """Show every amount in one currency. A rate is per whole unit: minor units differ by their decimals."""
         known = self.currencies()
-        queries("analytics_summary").insert_reporting_rates(
+        queries("analytics_currencies").insert_reporting_rates(
             self.connection,
             reporting_currency=currency,
             currencies=known,
@@ -166,16 +175,20 @@ class Workspace:
 
     def currencies(self) -> list[str]:
         """The currencies that customers pay in."""
-        return [row["currency"] for row in queries("analytics_summary").currencies(self.connection)]
+        return [row["currency"] for row in queries("analytics_currencies").currencies(self.connection)]
 
     def missing_rate(self, *, rolling: bool = False) -> tuple[str, date] | None:
         """The first currency and day for which a rate is needed and unknown."""
-        row = queries("analytics_summary").missing_rate(self.connection, rolling=rolling)
+        row = queries("analytics_currencies").missing_rate(self.connection, rolling=rolling)
         return None if row is None else (row["currency"], row["day"])
 
     def window_changes(self, days: int) -> None:
         """Compare both ends of each window."""
-        queries("analytics_rates").insert_window_changes(self.connection, span=days)
+        named = queries("analytics_rates")
+        named.insert_window_pairs(self.connection, span=days)
+        self._statistics("metric_window_pairs")
+        named.set_window_pauses(self.connection)
+        named.insert_window_changes(self.connection)
 
 
 def no_rate(currency: str, day: date, reporting_currency: str) -> BadInput:

@@ -11,6 +11,11 @@ from flexpay_pipelines.errors import BadInput
 from flexpay_pipelines.sql import queries
 
 
+def has_table(connection: Connection, relation: str) -> bool:
+    """Whether a table exists, such as `billing.subscription_pauses` (for this package: a component may be absent)."""
+    return bool(queries("billing").has_table(connection, relation=relation))
+
+
 def feature_enabled(connection: Connection, feature: str) -> bool:
     """Whether a component (`frequencies`, `pauses`, `rewards`) is deployed and switched on."""
     sql = queries("billing")
@@ -25,9 +30,10 @@ def set_feature(connection: Connection, feature: str, enabled: bool, reason: str
     Raises:
         BadInput: the component was never deployed.
     """
-    sql = queries("billing")
-    known = sql.has_table(connection, relation="billing.feature_flags")
-    if not known or not sql.set_feature(connection, feature=feature, enabled=enabled, reason=reason, now=clock.now()):
+    known = has_table(connection, "billing.feature_flags")
+    if not known or not queries("billing").set_feature(
+        connection, feature=feature, enabled=enabled, reason=reason, now=clock.now()
+    ):
         raise BadInput(f"'{feature}' is not a deployed component: deploy it first, then switch it.")
 
 

@@ -33,8 +33,8 @@ class FrequencyQuote:
     Attributes:
         amount_minor: the new price of one unit for one period, minor units.
         credit_minor: what is given back of the running period, all units; 0 at a period's end and on trial.
-        debit_minor: what is taken at the change for the new period, all units; 0 at a period's end and on trial, where the
-            next payment simply takes the new price.
+        debit_minor: what is taken at the change for the new period, all units; 0 at a period's end and on trial,
+            where the next payment simply takes the new price.
         effective_at: when the new terms hold.
         next_payments: the next three payments on the new terms, UTC.
     """
@@ -83,8 +83,8 @@ def change_frequency(
     At a period's end the row is all that is written now; `apply_due_frequency_changes` does the rest.
 
     Raises:
-        BadInput: refused while paused, past due, suspended or canceled, where the plan has no such price, where the feature is
-            off, or where a change is already scheduled; nothing was changed.
+        BadInput: refused while paused, past due, suspended or canceled, where the plan has no such price, where the
+            feature is off, or where a change is already scheduled; nothing was changed.
     """
     require_feature(connection, FREQUENCIES)
     now = clock.now()
@@ -108,13 +108,13 @@ def apply_due_frequency_changes(connection: Connection, *, clock: Clock) -> int:
     if not feature_enabled(connection, FREQUENCIES):
         return 0
     with connection.transaction():
-        return int(queries("billing").apply_due_frequency_changes(connection, now=clock.now()))
+        return int(queries("billing_frequencies").apply_due_frequency_changes(connection, now=clock.now()))
 
 
 def _quote(
     connection: Connection, subscription: dict[str, Any], to: PaymentFrequency, at: datetime, when: When
 ) -> FrequencyQuote:
-    sql = queries("billing")
+    sql = queries("billing_frequencies")
     price = _price(connection, subscription, to)
     scheduled = sql.scheduled_frequency_change(connection, subscription_id=subscription["subscription_id"])
     if scheduled is not None:
@@ -133,8 +133,8 @@ def _quote(
     if when == "now" and subscription["status"] == "active":
         if next_payment_at <= at:
             raise BadInput(
-                f"The payment of {next_payment_at.isoformat()} on subscription '{subscription['subscription_ref']}' is still "
-                "to come: change the frequency once it is made."
+                f"The payment of {next_payment_at.isoformat()} on this subscription is still to come: "
+                "change the frequency once it is made."
             )
         anchor, first = at, 1
         # A date moved by a pause leaves at most the period that was paid for.
@@ -163,7 +163,7 @@ def _price(connection: Connection, subscription: dict[str, Any], to: PaymentFreq
         raise BadInput(f"Subscription '{ref}' is {status.replace('_', ' ')}: its frequency cannot be changed now.")
     if subscription["payment_frequency"] == to:
         raise BadInput(f"Subscription '{ref}' already pays {to}.")
-    price: int | None = queries("billing").plan_price(
+    price: int | None = queries("billing_frequencies").plan_price(
         connection, plan=plan, payment_frequency=to, currency=subscription["currency"]
     )
     if price is None:
@@ -174,17 +174,17 @@ def _price(connection: Connection, subscription: dict[str, Any], to: PaymentFreq
 def _write(
     connection: Connection, subscription: dict[str, Any], quote: FrequencyQuote, requested_at: datetime, when: When
 ) -> None:
-    sql = queries("billing")
+    sql = queries("billing_frequencies")
     sql.record_frequency_change(
         connection,
         subscription_id=subscription["subscription_id"],
-        from_frequency=quote.from_frequency,
-        to_frequency=quote.to_frequency,
-        amount_minor=quote.amount_minor,
-        requested_at=requested_at,
-        effective_at=quote.effective_at,
-        credit_minor=quote.credit_minor,
-        debit_minor=quote.debit_minor,
+        old=quote.from_frequency,
+        new=quote.to_frequency,
+        price=quote.amount_minor,
+        asked_at=requested_at,
+        at=quote.effective_at,
+        credit=quote.credit_minor,
+        debit=quote.debit_minor,
         currency=quote.currency,
         state="applied" if when == "now" else "scheduled",
     )

@@ -1,7 +1,7 @@
 """Asking for a pause, taking it back, ending it early: one subscription at a time.
 
-What belongs here: the rules by which a pause is granted. What does not: making due transitions (`sweep`), the grace period
-after a failed payment (`outcomes`).
+What belongs here: the rules by which a pause is granted. What does not: making due transitions (`sweep`), the grace
+period after a failed payment (`outcomes`).
 """
 
 from __future__ import annotations

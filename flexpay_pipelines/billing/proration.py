@@ -1,6 +1,7 @@
 """Proration: what a change of frequency gives back and takes, exact to the minor unit.
 
-What belongs here: arithmetic. What does not: which period a customer is in (the calendar is SQL), what changes (`frequencies`).
+What belongs here: arithmetic. What does not: which period a customer is in (the calendar is SQL), what changes
+(`frequencies`).
 """
 
 from __future__ import annotations

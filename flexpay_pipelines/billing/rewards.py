@@ -2,15 +2,15 @@
 
 What belongs here: entries of the append-only ledger `billing.reward_entries`. What does not: deciding who earns what.
 
-Amounts are minor units of the customer's currency. Credit is spent oldest first. Everything that takes from a balance locks
-the customer first, so that two spenders at once cannot both have the last of it.
+Amounts are minor units of the customer's currency. Credit is spent oldest first. Everything that takes from a balance
+locks the customer first, so that two spenders at once cannot both have the last of it.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
 
-from flexpay_pipelines.billing.features import feature_enabled, require_feature
+from flexpay_pipelines.billing.features import feature_enabled, has_table, require_feature
 from flexpay_pipelines.clock import Clock
 from flexpay_pipelines.database import Connection
 from flexpay_pipelines.errors import BadInput
@@ -39,7 +39,15 @@ def earn_reward(
     if expires_at is not None and expires_at <= now:
         raise BadInput(f"Credit cannot expire in the past ({expires_at.isoformat()}): give a later time.")
     with connection.transaction():
-        return _insert(connection, _locked(connection, customer_ref), "earned", amount_minor, now, reason, expires_at)
+        return _insert(
+            connection,
+            _locked(connection, customer_ref),
+            kind="earned",
+            amount_minor=amount_minor,
+            now=now,
+            reason=reason,
+            expires_at=expires_at,
+        )
 
 
 def spend_reward(connection: Connection, *, customer_ref: str, amount_minor: int, reason: str, clock: Clock) -> int:
@@ -51,7 +59,7 @@ def spend_reward(connection: Connection, *, customer_ref: str, amount_minor: int
     require_feature(connection, REWARDS)
     _require_positive(amount_minor)
     now = clock.now()
-    sql = queries("billing")
+    sql = queries("billing_rewards")
     with connection.transaction():
         customer_id = _locked(connection, customer_ref)
         _expire(connection, [customer_id], now)
@@ -60,7 +68,7 @@ def spend_reward(connection: Connection, *, customer_ref: str, amount_minor: int
             raise BadInput(
                 f"Customer '{customer_ref}' has {balance} minor units of credit left, {amount_minor} are asked for."
             )
-        return _insert(connection, customer_id, "spent", amount_minor, now, reason, None)
+        return _insert(connection, customer_id, kind="spent", amount_minor=amount_minor, now=now, reason=reason)
 
 
 def reverse_reward(connection: Connection, *, reward_entry_id: int, reason: str, clock: Clock) -> None:
@@ -71,7 +79,7 @@ def reverse_reward(connection: Connection, *, reward_entry_id: int, reason: str,
     """
     require_feature(connection, REWARDS)
     now = clock.now()
-    sql = queries("billing")
+    sql = queries("billing_rewards")
     with connection.transaction():
         customer_id = sql.lock_customer_of_credit(connection, reward_entry_id=reward_entry_id)
         if customer_id is None:
@@ -97,7 +105,7 @@ def expire_rewards(connection: Connection, *, clock: Clock) -> int:
     now = clock.now()
     with connection.transaction():
         # A statement of its own: the sums must be read after the locks are held.
-        customer_ids = queries("billing").lock_customers_with_expiring_credit(connection, now=now)
+        customer_ids = queries("billing_rewards").lock_customers_with_expiring_credit(connection, now=now)
         return _expire(connection, customer_ids, now) if customer_ids else 0
 
 
@@ -107,10 +115,9 @@ def reward_balance(connection: Connection, customer_ref: str) -> int:
     Raises:
         BadInput: there is no such customer, or rewards were never deployed.
     """
-    sql = queries("billing")
-    if not sql.has_table(connection, relation="billing.reward_entries"):
+    if not has_table(connection, "billing.reward_entries"):
         raise BadInput("The feature 'rewards' is not deployed: there are no balances.")
-    row = sql.balance_of_customer(connection, customer_ref=customer_ref)
+    row = queries("billing_rewards").balance_of_customer(connection, customer_ref=customer_ref)
     if row is None:
         raise BadInput(f"There is no customer '{customer_ref}'.")
     return int(row["balance_minor"])
@@ -122,7 +129,7 @@ def _require_positive(amount_minor: int) -> None:
 
 
 def _locked(connection: Connection, customer_ref: str) -> int:
-    customer_id: int | None = queries("billing").lock_customer(connection, customer_ref=customer_ref)
+    customer_id: int | None = queries("billing_rewards").lock_customer(connection, customer_ref=customer_ref)
     if customer_id is None:
         raise BadInput(f"There is no customer '{customer_ref}'.")
     return customer_id
@@ -131,13 +138,14 @@ def _locked(connection: Connection, customer_ref: str) -> int:
 def _insert(
     connection: Connection,
     customer_id: int,
+    *,
     kind: str,
     amount_minor: int,
     now: datetime,
     reason: str,
-    expires_at: datetime | None,
+    expires_at: datetime | None = None,
 ) -> int:
-    entry_id: int = queries("billing").insert_reward(
+    entry_id: int = queries("billing_rewards").insert_reward(
         connection,
         customer_id=customer_id,
         kind=kind,
@@ -151,7 +159,7 @@ def _insert(
 
 def _expire(connection: Connection, customer_ids: list[int], now: datetime) -> int:
     return int(
-        queries("billing").write_off_credits(
+        queries("billing_rewards").write_off_credits(
             connection, customer_ids=customer_ids, credit_id=None, now=now, reason="expired"
         )
     )

@@ -1,15 +1,18 @@
 """The pause sweep: starts what is due to start, ends what is due to end, suspends whose grace period ran out.
 
 What belongs here: due transitions in bulk, right whenever and however often it runs. What does not: asking for a pause
-(`pauses`), telling Stripe (`flexpay_pipelines.payments`; the sweep writes the commands beside the change that asks for them).
+(`pauses`), telling Stripe (`flexpay_pipelines.payments`; the sweep writes the commands beside the change that asks
+for them).
 
-Work is chosen by "due by now and not done". A batch is one transaction; whoever is killed leaves whole batches behind, and
-the next sweep does the rest. Transitions carry the time at which they were due.
+Work is chosen by "due by now and not done". A batch is one transaction; whoever is killed leaves whole batches
+behind, and the next sweep does the rest. Transitions carry the time at which they were due.
 
-What Stripe is told: a customer or admin pause that starts: `pause` until its end; that ends: `resume`. A grace period that
-starts: nothing, Stripe keeps retrying. One that runs out: `pause` without an end, so that no new invoice is made while the
-invoices that exist stay payable; a payment brings the subscription back. A pause that began and ended since the last sweep:
-nothing, both events are in history.
+What Stripe is told: a customer or admin pause that starts: `pause` until its end; that ends: `resume`. A grace period
+that
+starts: nothing, Stripe keeps retrying. One that runs out: `pause` without an end, so that no new invoice is made
+    while the
+invoices that exist stay payable; a payment brings the subscription back. A pause that began and ended since the last
+sweep: nothing, both events are in history.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from flexpay_pipelines.billing.features import feature_enabled
+from flexpay_pipelines.billing.features import feature_enabled, has_table
 from flexpay_pipelines.clock import Clock
 from flexpay_pipelines.database import Connection
 from flexpay_pipelines.sql import queries
@@ -33,8 +36,8 @@ class SweepPolicy:
     """How a sweep treats what it finds.
 
     Attributes:
-        moves_next_payment: the next payment date moves by the time that was paused; otherwise dates keep their calendar and
-            those that fell into the pause are left out.
+        moves_next_payment: the next payment date moves by the time that was paused; otherwise dates keep their
+            calendar and those that fell into the pause are left out.
         pause_mode: `collection` (pause_collection) or `subscription` (/pause and /resume), handed on to Stripe.
         batch_size: transitions per transaction.
     """
@@ -121,7 +124,7 @@ def plan_sweep(connection: Connection, *, clock: Clock, up_to: datetime | None =
     """What `sweep_pauses` would find due by `up_to` (default: now). Changes nothing; empty where pauses are off."""
     if not feature_enabled(connection, PAUSES):
         return SweepPlan(0, 0, 0, None)
-    row = queries("billing").planned_sweep(connection, up_to=up_to or clock.now())
+    row = queries("billing_sweep").planned_sweep(connection, up_to=up_to or clock.now())
     return SweepPlan(row["to_start"], row["to_end"], row["to_suspend"], row["oldest_due_at"])
 
 
@@ -149,7 +152,7 @@ def sweep_pauses(
         continue
     left = _due(connection, due_by)
     if left:
-        # Locked by another sweep or by somebody at work on the subscription; still due, so the next sweep sees it again.
+        # Locked by another sweep or by somebody at work on the subscription; still due: the next sweep sees it again.
         tally.skipped["left to whoever holds it"] = left
     progress(
         f"Swept pauses due by {due_by.isoformat()}: {tally.started:,} started, {tally.ended:,} ended, "
@@ -159,17 +162,16 @@ def sweep_pauses(
 
 
 def pauses_by_hour(connection: Connection, *, start: datetime, end: datetime) -> list[dict[str, Any]]:
-    """Transitions by the hour in which they were due: rows of `hour` (UTC), `due`, `done`, hours without any included."""
-    if not queries("billing").has_table(connection, relation="billing.subscription_pauses"):
+    """Transitions by the hour in which they were due: rows of `hour` (UTC), `due`, `done`, empty hours included."""
+    if not has_table(connection, "billing.subscription_pauses"):
         return []
-    return list(queries("billing").pauses_by_hour(connection, start=start, end=end))
+    return list(queries("billing_sweep").pauses_by_hour(connection, since=start, until=end))
 
 
 def _due(connection: Connection, up_to: datetime) -> int:
-    sql = queries("billing")
-    if not sql.has_table(connection, relation="billing.subscription_pauses"):
+    if not has_table(connection, "billing.subscription_pauses"):
         return 0
-    return int(sql.planned_sweep(connection, up_to=up_to)["due"])
+    return int(queries("billing_sweep").planned_sweep(connection, up_to=up_to)["due"])
 
 
 def _sweep_round(
@@ -198,7 +200,8 @@ def _batch(
     tally: _Tally,
 ) -> bool:
     with connection.transaction():
-        queries("billing").plan_for_batches(connection)
+        queries("billing_sweep").forget_plans(connection)
+        queries("billing_sweep").plan_for_batches(connection)
         rows = make(connection, up_to, policy)
     # Counted only once it is committed.
     for row in rows:
@@ -219,7 +222,7 @@ def _start_passed(connection: Connection, up_to: datetime, policy: SweepPolicy) 
 
 
 def _start_due(connection: Connection, up_to: datetime, policy: SweepPolicy, *, passed: bool) -> dict[str, Any]:
-    row: dict[str, Any] = queries("billing").start_due_pauses(
+    row: dict[str, Any] = queries("billing_sweep").start_due_pauses(
         connection, up_to=up_to, passed=passed, pause_mode=policy.pause_mode, batch_size=policy.batch_size
     )
     return row
@@ -238,7 +241,7 @@ def end_pauses(
     quiet: bool = False,
 ) -> dict[str, Any]:
     """End one batch of due pauses inside the caller's transaction (for this package: `pauses` ends one by it)."""
-    row: dict[str, Any] = queries("billing").end_due_pauses(
+    row: dict[str, Any] = queries("billing_sweep").end_due_pauses(
         connection,
         up_to=up_to,
         pause_ids=pause_ids,

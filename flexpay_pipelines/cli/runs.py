@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flexpay_pipelines.database import sqlalchemy_url
+from flexpay_pipelines.database import CONTROL, connect, sqlalchemy_url
 from flexpay_pipelines.errors import EXIT_BAD_INPUT, BadInput, FlexPayError, disk_errors
 from flexpay_pipelines.sandbox.services import local_services
 from flexpay_pipelines.settings import CHECKOUT, Settings, export, load_settings
@@ -43,6 +43,8 @@ class Outcome:
 def prepared_instance(settings: Settings) -> Iterator[Settings]:
     """Settings with the databases running and Dagster's home made, for this process and its children."""
     with local_services(settings) as ready:
+        # Dagster would try for half a minute, and then say it in a hundred lines.
+        connect(ready.control, purpose="look", role=CONTROL).close()
         home = ready.home / "dagster"
         with disk_errors("preparing Dagster's home"):
             home.mkdir(parents=True, exist_ok=True)

@@ -133,7 +133,6 @@ def intervals_are_whole(flexpay: FlexPay) -> dg.AssetCheckResult:
 daily_analytics = dg.define_asset_job(
     "daily_analytics",
     selection=dg.AssetSelection.assets(MOVEMENTS, SUMMARY, CHURN, COHORTS, CHURN_RISK, REPORT),
-    partitions_def=DAYS,
     description="Compute the day's MRR, churn and cohorts, score the customers at risk, write the report.",
 )
 

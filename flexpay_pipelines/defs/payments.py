@@ -20,6 +20,8 @@ GROUP = "billing"
 STRIPE_EVENTS = dg.AssetKey(["billing", "stripe_events"])
 STRIPE_DELIVERY = dg.AssetKey(["billing", "stripe_delivery"])
 RECONCILIATION = dg.AssetKey(["billing", "reconciliation"])
+# Without the mapping Dagster would look at every hour that there ever was.
+LAST_SWEEP = dg.AssetDep(PAUSE_SWEEP, partition_mapping=dg.LastPartitionMapping())
 OUTBOUND = dg.RetryPolicy(max_retries=3, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 
 
@@ -54,7 +56,7 @@ def no_card_data(flexpay: FlexPay) -> dg.AssetCheckResult:
 
 
 @dg.asset(
-    key=STRIPE_DELIVERY, deps=[PAUSE_SWEEP], group_name=GROUP, kinds={"stripe"}, pool="stripe", retry_policy=OUTBOUND
+    key=STRIPE_DELIVERY, deps=[LAST_SWEEP], group_name=GROUP, kinds={"stripe"}, pool="stripe", retry_policy=OUTBOUND
 )
 def stripe_delivery(context: dg.AssetExecutionContext, flexpay: FlexPay) -> dg.MaterializeResult[None]:
     """The commands that changes asked for, told to Stripe in order and once each, under its rate limit."""

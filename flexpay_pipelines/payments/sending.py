@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # Stripe may forget an idempotency key after a day: from then on the object says whether the effect is there.
 KEY_LIFETIME = timedelta(hours=24)
+SOON_SECONDS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +118,16 @@ def _shows_effect(sending: _Sending, present: Object) -> bool:
     if operation == "pause" and paused:
         ends = (present["pause_collection"] or {}).get("resumes_at")
         return present["status"] == "paused" or ends == _future(sending, "resumes_at")
-    moved = _future(sending, "next_payment_at")
-    in_time = moved in (None, present["items"]["data"][0]["current_period_end"])
-    return operation == "resume" and not paused and in_time
+    return operation == "resume" and not paused and _in_time(sending, present)
+
+
+def _in_time(sending: _Sending, present: Object) -> bool:
+    """Whether the next payment stands where a resume wants it."""
+    wanted = _instant(sending, "next_payment_at")
+    if wanted is None or wanted == present["items"]["data"][0]["current_period_end"]:
+        return True
+    # A date that has passed was moved to a moment after the call that moved it; the payment may be made by now.
+    return wanted <= sending.now.timestamp() and int(present["metadata"].get("date_kept_until", 0)) >= wanted
 
 
 def _refused(sending: _Sending, error: StripePermanent) -> Outcome:
@@ -142,11 +150,16 @@ def _refused(sending: _Sending, error: StripePermanent) -> Outcome:
 def _future(sending: _Sending, name: str) -> int | None:
     """An instant of the parameters in epoch seconds, where it is given and still to come: Stripe takes no other.
 
-    A pause whose end has passed is ended by the resume that follows; a payment whose date has passed is due by itself.
+    A pause whose end has passed is ended by the resume that follows.
     """
+    instant = _instant(sending, name)
+    return None if instant is None or instant <= sending.now.timestamp() else instant
+
+
+def _instant(sending: _Sending, name: str) -> int | None:
+    """An instant of the parameters in epoch seconds, where it is given."""
     written = sending.parameters.get(name)
-    instant = None if written is None else parse_instant(written)
-    return None if instant is None or instant <= sending.now else int(instant.timestamp())
+    return None if written is None else int(parse_instant(written).timestamp())
 
 
 def _pause(sending: _Sending, _present: Object) -> None:
@@ -161,14 +174,17 @@ def _pause(sending: _Sending, _present: Object) -> None:
 
 def _resume(sending: _Sending, present: Object) -> None:
     """Resumed in the way in which it is paused, whatever the command says: somebody may have paused it at Stripe."""
-    moved = _future(sending, "next_payment_at")
+    wanted = _instant(sending, "next_payment_at")
+    # A payment that fell due between the end of the pause and now is made as soon as Stripe can.
+    now = int(sending.now.timestamp())
+    moved = wanted if wanted is None or wanted > now else now + SOON_SECONDS
     if present["status"] == "paused":
         sending.pace()
         sending.gateway.resume_subscription(sending.identifier, key=sending.key)
     if present["pause_collection"] is not None:
         sending.pace()
         sending.gateway.resume_collection(sending.identifier, next_payment_at=moved, key=f"{sending.key}:collection")
-    elif moved is not None and moved != present["items"]["data"][0]["current_period_end"]:
+    elif moved is not None and not _in_time(sending, present):
         sending.pace()
         sending.gateway.move_payment(sending.identifier, moved, key=f"{sending.key}:date")
 

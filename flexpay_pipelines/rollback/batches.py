@@ -19,25 +19,15 @@ TRIES = 5
 Progress = Callable[[str], None]
 
 
-def in_batches(
+def in_keyed_batches(
     billing: Connection, says: str, progress: Progress, statement: Callable[..., dict[str, Any]], **parameters: Any
 ) -> None:
-    """Run a batch statement, each run one transaction, until it finds nothing. It shrinks its own work.
+    """Run a statement that reads on behind the last key, each run one transaction; passes from the start until one
+    changes nothing, so that a row which somebody changed behind our back is not missed.
 
     Args:
         says: a sentence with `{}` for the number done so far.
     """
-    done = 0
-    while (found := _retried(billing, statement, parameters))["changed"]:
-        done += found["changed"]
-        progress(says.format(done))
-
-
-def in_keyed_batches(
-    billing: Connection, says: str, progress: Progress, statement: Callable[..., dict[str, Any]], **parameters: Any
-) -> None:
-    """The same for a statement that reads on behind the last key: passes from the start until one finds nothing, so
-    that a row which somebody changed behind our back is not missed."""
     done, found_any = 0, True
     while found_any:
         found_any, after = False, 0
@@ -51,7 +41,7 @@ def in_keyed_batches(
 def one_pass(
     billing: Connection, says: str, progress: Progress, statement: Callable[..., dict[str, Any]], **parameters: Any
 ) -> None:
-    """One pass by key, for a statement that changes nothing which it chooses by."""
+    """The same in one pass, for a statement whose rows nobody adds to."""
     done = after = 0
     while (found := _retried(billing, statement, {**parameters, "after": after}))["last_id"] is not None:
         after, done = found["last_id"], done + found["changed"]

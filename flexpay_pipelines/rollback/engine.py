@@ -24,7 +24,6 @@ from flexpay_pipelines.rollback.batches import (
     Progress,
     alone,
     explained,
-    in_batches,
     in_keyed_batches,
     one_pass,
 )
@@ -194,7 +193,7 @@ def _run(job: _Job, components: tuple[str, ...]) -> None:
 
 def _frequencies(job: _Job) -> None:
     sql, now = queries("rollback"), job.clock.now()
-    in_batches(
+    in_keyed_batches(
         job.billing, "{} scheduled frequency changes canceled.", job.progress, sql.cancel_frequency_changes,
         rollback_id=job.rollback_id, now=now, batch_size=job.batch_size,
     )  # fmt: skip
@@ -206,7 +205,7 @@ def _frequencies(job: _Job) -> None:
 
 def _pauses(job: _Job) -> None:
     sql, now = queries("rollback"), job.clock.now()
-    in_batches(
+    in_keyed_batches(
         job.billing, "{} scheduled pauses canceled.", job.progress, sql.cancel_pauses,
         rollback_id=job.rollback_id, now=now, batch_size=job.batch_size,
     )  # fmt: skip

@@ -17,7 +17,7 @@ from typing import Any
 from flexpay_pipelines.clock import Clock
 from flexpay_pipelines.database import Connection
 from flexpay_pipelines.errors import BadInput
-from flexpay_pipelines.rollback.batches import BATCH_SIZE, Progress, alone, explained, in_batches
+from flexpay_pipelines.rollback.batches import BATCH_SIZE, Progress, alone, explained, one_pass
 from flexpay_pipelines.rollback.plan import COMPLETE, affected_components
 from flexpay_pipelines.sql import queries
 
@@ -125,10 +125,11 @@ def _run(
     reason = f"undo of rollback {rollback_id}"
 
     def batches(says: str, statement: Callable[..., dict[str, Any]], **more: Any) -> None:
-        in_batches(
+        one_pass(
             billing, says, progress, statement, rollback_id=rollback_id, now=now, batch_size=batch_size, **more
         )  # fmt: skip
 
+    queries("rollback").analyze_archive(billing)
     # The other way round than the rollback came: what it took last is given back first.
     for component in reversed(components):
         if component == "frequencies":

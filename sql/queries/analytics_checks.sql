@@ -14,6 +14,17 @@ sums AS (
     FROM rows AS r
 ),
 
+followers AS (
+    SELECT r.* FROM rows AS r INNER JOIN analytics.snapshots AS d ON r.day - 1 = d.day
+),
+
+leaders AS (
+    SELECT s.*
+    FROM analytics.mrr_summary AS s
+    INNER JOIN analytics.snapshots AS d ON s.day + 1 = d.day
+    WHERE s.day + 1 BETWEEN :first AND :last
+),
+
 -- What a segment ended the day before with, where that day is stored; a segment without a row stood at 0.
 chained AS (
     SELECT
@@ -23,15 +34,9 @@ chained AS (
         coalesce(r.currency, p.currency) AS currency,
         coalesce(r.start_minor, 0) AS start_minor,
         coalesce(p.end_minor, 0) AS before_minor
-    FROM (
-        SELECT r.* FROM rows AS r INNER JOIN analytics.snapshots AS d ON d.day = r.day - 1
-    ) AS r
-    FULL JOIN (
-        SELECT s.*
-        FROM analytics.mrr_summary AS s
-        INNER JOIN analytics.snapshots AS d ON d.day = s.day + 1
-        WHERE s.day + 1 BETWEEN :first AND :last
-    ) AS p ON r.day = p.day + 1 AND r.segment_kind = p.segment_kind AND r.segment = p.segment AND r.currency = p.currency
+    FROM followers AS r
+    FULL JOIN leaders AS p
+        ON r.day = p.day + 1 AND r.segment_kind = p.segment_kind AND r.segment = p.segment AND r.currency = p.currency
 ),
 
 unpivoted AS (
@@ -74,6 +79,10 @@ parts AS (
     GROUP BY u.day, k.kind, u.currency, u.figure
 ),
 
+classes AS (
+    SELECT t.* FROM totals AS t WHERE t.figure NOT IN ('start', 'end', 'transfer')
+),
+
 moved AS (
     SELECT
         m.day,
@@ -92,49 +101,47 @@ SELECT
     segment,
     currency,
     'end' AS figure,
-    CAST(reached_minor AS numeric) AS expected,
-    CAST(end_minor AS numeric) AS found
+    cast(reached_minor AS numeric) AS expected,
+    cast(end_minor AS numeric) AS found
 FROM sums
 WHERE end_minor <> reached_minor
 UNION ALL
 SELECT
     day,
-    'start is not the end of the day before',
+    'start is not the end of the day before' AS problem,
     segment_kind,
     segment,
     currency,
-    'start',
-    before_minor,
-    start_minor
+    'start' AS figure,
+    before_minor AS expected,
+    start_minor AS found
 FROM chained
 WHERE start_minor <> before_minor
 UNION ALL
 SELECT
     p.day,
-    'segments do not sum to the total',
+    'segments do not sum to the total' AS problem,
     p.segment_kind,
-    'all',
+    'all' AS segment,
     p.currency,
     p.figure,
-    coalesce(t.amount, 0),
-    p.amount
+    coalesce(t.amount, 0) AS expected,
+    p.amount AS found
 FROM parts AS p
 LEFT JOIN totals AS t ON p.day = t.day AND p.currency = t.currency AND p.figure = t.figure
 WHERE p.amount <> CASE WHEN p.figure = 'transfer' THEN 0 ELSE coalesce(t.amount, 0) END
 UNION ALL
 SELECT
-    coalesce(m.day, t.day),
-    'movements of customers do not sum to the total',
-    'total',
-    'total',
-    coalesce(m.currency, t.currency),
-    coalesce(m.figure, t.figure),
-    coalesce(m.amount, 0),
-    coalesce(t.amount, 0)
+    coalesce(m.day, t.day) AS day,
+    'movements of customers do not sum to the total' AS problem,
+    'total' AS segment_kind,
+    'total' AS segment,
+    coalesce(m.currency, t.currency) AS currency,
+    coalesce(m.figure, t.figure) AS figure,
+    coalesce(m.amount, 0) AS expected,
+    coalesce(t.amount, 0) AS found
 FROM moved AS m
-FULL JOIN (
-    SELECT * FROM totals WHERE figure NOT IN ('start', 'end', 'transfer')
-) AS t ON m.day = t.day AND m.currency = t.currency AND m.figure = t.figure
+FULL JOIN classes AS t ON m.day = t.day AND m.currency = t.currency AND m.figure = t.figure
 WHERE coalesce(m.amount, 0) <> coalesce(t.amount, 0)
 ORDER BY day, problem, segment_kind, segment, currency, figure;
 
@@ -154,7 +161,9 @@ known AS (
 
 -- A subscription with events that no refresh has seen yet is not compared.
 settled AS (
-    SELECT s.*
+    SELECT
+        s.*,
+        to_jsonb(s) AS described
     FROM billing.subscriptions AS s
     WHERE NOT EXISTS (
         SELECT 1 FROM billing.subscription_events AS e
@@ -168,7 +177,7 @@ problems AS (
         customer_id,
         event_id,
         CASE WHEN valid_to IS NULL OR valid_to > next_from THEN 'overlap' ELSE 'gap' END AS problem,
-        'valid to ' || coalesce(CAST(valid_to AS text), 'no end') || ', next from ' || coalesce(CAST(next_from AS text), 'none')
+        'valid to ' || coalesce(cast(valid_to AS text), 'no end') || ', next from ' || coalesce(cast(next_from AS text), 'none')
             AS detail
     FROM ordered
     WHERE valid_to IS DISTINCT FROM next_from
@@ -176,38 +185,35 @@ problems AS (
     SELECT
         s.subscription_id,
         s.customer_id,
-        e.event_id,
-        'no interval',
-        'has events up to the high-water mark'
+        max(e.event_id) AS event_id,
+        'no interval' AS problem,
+        'has events up to the high-water mark' AS detail
     FROM settled AS s
-    CROSS JOIN LATERAL (
-        SELECT max(e.event_id) AS event_id FROM billing.subscription_events AS e WHERE e.subscription_id = s.subscription_id
-    ) AS e
-    WHERE e.event_id IS NOT NULL AND EXISTS (SELECT 1 FROM known)
-        AND NOT EXISTS (SELECT 1 FROM ordered AS o WHERE o.subscription_id = s.subscription_id)
+    INNER JOIN billing.subscription_events AS e ON s.subscription_id = e.subscription_id
+    WHERE EXISTS (SELECT 1 FROM known) AND NOT EXISTS (SELECT 1 FROM ordered AS o WHERE o.subscription_id = s.subscription_id)
+    GROUP BY s.subscription_id, s.customer_id
     UNION ALL
     SELECT
         o.subscription_id,
         o.customer_id,
         o.event_id,
-        'current state differs',
+        'current state differs' AS problem,
         'ledger: ' || concat_ws(' ', o.status, o.plan, o.payment_frequency, o.annualised_minor)
-        || ', subscription: ' || concat_ws(' ', s.status, s.plan, p.payment_frequency, p.annualised_minor)
+        || ', subscription: ' || concat_ws(' ', s.status, s.plan, p.payment_frequency, p.annualised_minor) AS detail
     FROM ordered AS o
     INNER JOIN settled AS s ON o.subscription_id = s.subscription_id
     -- The column belongs to another component, which may be rolled back: without it the ledger is taken at its word.
+    CROSS JOIN LATERAL (VALUES (coalesce(s.described ->> 'payment_frequency', o.payment_frequency))) AS f (payment_frequency)
     CROSS JOIN LATERAL (
-        SELECT coalesce(to_jsonb(s) ->> 'payment_frequency', o.payment_frequency) AS payment_frequency
-    ) AS f
-    CROSS JOIN LATERAL (
-        SELECT
+        VALUES (
             f.payment_frequency,
             s.amount_minor * s.quantity
             * CASE f.payment_frequency
                 WHEN 'WEEKLY' THEN 52 WHEN 'BIWEEKLY' THEN 26 WHEN 'MONTHLY' THEN 12 WHEN 'QUARTERLY' THEN 4
                 WHEN 'YEARLY' THEN 1
-            END AS annualised_minor
-    ) AS p
+            END
+        )
+    ) AS p (payment_frequency, annualised_minor)
     WHERE o.next_from IS NULL
         AND (
             s.status <> o.status
@@ -221,9 +227,9 @@ problems AS (
     SELECT
         e.subscription_id,
         e.customer_id,
-        max(e.event_id),
-        'currency differs',
-        'events in ' || string_agg(DISTINCT e.currency, ', ') || ', customer pays in ' || c.currency
+        max(e.event_id) AS event_id,
+        'currency differs' AS problem,
+        'events in ' || string_agg(DISTINCT e.currency, ', ') || ', customer pays in ' || c.currency AS detail
     FROM billing.subscription_events AS e
     INNER JOIN billing.customers AS c ON e.customer_id = c.customer_id
     WHERE e.currency <> c.currency

@@ -77,7 +77,7 @@ once AS (
                 AND e.plan = a.plan AND e.payment_frequency = a.payment_frequency AND e.amount_minor = a.amount_minor
                 AND e.quantity = a.quantity AND e.currency = a.currency
         )
-        ELSE true
+        ELSE TRUE
     END
 ),
 
@@ -151,12 +151,11 @@ lasting AS (
 marked AS (
     SELECT
         l.*,
-        row_number() OVER w = 1
-        OR (l.status, l.paused_since, l.annualised_minor, l.plan, l.payment_frequency)
-        IS DISTINCT FROM (
-            lag(l.status) OVER w, lag(l.paused_since) OVER w, lag(l.annualised_minor) OVER w, lag(l.plan) OVER w,
-            lag(l.payment_frequency) OVER w
-        ) AS opens
+        lag(l.status) OVER w AS last_status,
+        lag(l.paused_since) OVER w AS last_paused_since,
+        lag(l.annualised_minor) OVER w AS last_annualised_minor,
+        lag(l.plan) OVER w AS last_plan,
+        lag(l.payment_frequency) OVER w AS last_payment_frequency
     FROM lasting AS l
     WINDOW w AS (PARTITION BY l.subscription_id ORDER BY l.occurred_at)
 ),
@@ -166,7 +165,10 @@ bounded AS (
         m.*,
         lead(m.occurred_at) OVER (PARTITION BY m.subscription_id ORDER BY m.occurred_at) AS valid_to
     FROM marked AS m
-    WHERE m.opens
+    WHERE (m.status, m.paused_since, m.annualised_minor, m.plan, m.payment_frequency)
+        IS DISTINCT FROM (
+            m.last_status, m.last_paused_since, m.last_annualised_minor, m.last_plan, m.last_payment_frequency
+        )
 )
 
 SELECT

@@ -8,8 +8,8 @@ UNION
 SELECT i.customer_id
 FROM metric_intervals AS i
 WHERE i.status = 'paused'
-    AND i.paused_since >= :since - make_interval(hours => 24 * CAST(:paused_churn_days AS integer))
-    AND i.paused_since < :until - make_interval(hours => 24 * CAST(:paused_churn_days AS integer));
+    AND i.paused_since >= :since - make_interval(hours => 24 * cast(:paused_churn_days AS integer))
+    AND i.paused_since < :until - make_interval(hours => 24 * cast(:paused_churn_days AS integer));
 
 -- name: choose_every_customer()!
 -- description: All customers that have intervals.
@@ -34,14 +34,12 @@ WITH moments AS (
         m.kind,
         CASE WHEN m.kind = 'counted' THEN i.annualised_minor ELSE 0 END AS run,
         CASE WHEN m.kind = 'paused' THEN i.annualised_minor ELSE 0 END AS paused,
-        CAST(date_trunc(:grain, m.at AT TIME ZONE 'UTC') AS date) AS period
+        cast(date_trunc(:grain, m.at AT TIME ZONE 'UTC') AS date) AS period
     FROM metric_intervals AS i
-    CROSS JOIN LATERAL (
-        SELECT coalesce(
-            i.paused_since + make_interval(hours => 24 * CAST(:paused_churn_days AS integer)),
-            'infinity'
-        ) AS ages_out_at
-    ) AS l
+    CROSS JOIN LATERAL
+        (
+            VALUES (coalesce(i.paused_since + make_interval(hours => 24 * cast(:paused_churn_days AS integer)), 'infinity'))
+        ) AS l (ages_out_at)
     CROSS JOIN LATERAL (
         VALUES
         (
@@ -167,8 +165,8 @@ SELECT
     s.with_after,
     s.ever_before,
     s.splits,
-    CASE WHEN s.splits THEN s.paused ELSE 0 END,
-    CASE WHEN s.splits THEN s.resumed ELSE 0 END,
+    CASE WHEN s.splits THEN s.paused ELSE 0 END AS paused,
+    CASE WHEN s.splits THEN s.resumed ELSE 0 END AS resumed,
     s.rest,
     CASE
         WHEN NOT s.ever_before THEN CASE WHEN s.run_after > 0 THEN 'new' END
@@ -176,11 +174,21 @@ SELECT
         WHEN NOT s.with_after THEN 'churn'
         WHEN s.rest > 0 THEN 'expansion'
         WHEN s.rest < 0 THEN 'contraction'
-    END
+    END AS movement
 FROM split AS s;
 
 -- name: movement_rows()
 -- description: The movements of the wanted periods, in the currency wanted: a row for each of each customer, also churn of 0.
+WITH levels AS (
+    SELECT
+        c.customer_id,
+        c.currency,
+        c.period,
+        c.run_after AS run,
+        lead(c.period) OVER (PARTITION BY c.customer_id ORDER BY c.period) AS next_period
+    FROM metric_customer_periods AS c
+)
+
 SELECT
     w.label AS period,
     b.customer_ref AS customer_id,
@@ -194,23 +202,15 @@ INNER JOIN metric_rates AS r ON w.period = r.period AND m.currency = r.currency
 INNER JOIN billing.customers AS b ON m.customer_id = b.customer_id
 UNION ALL
 SELECT
-    w.label,
-    b.customer_ref,
-    r.shown,
-    'fx',
-    f.run * (r.rate_now - r.rate_before),
-    round(f.run * (r.rate_now - r.rate_before) / 12, 4)
-FROM (
-    SELECT
-        c.customer_id,
-        c.currency,
-        c.period,
-        c.run_after AS run,
-        lead(c.period) OVER (PARTITION BY c.customer_id ORDER BY c.period) AS next_period
-    FROM metric_customer_periods AS c
-) AS f
+    w.label AS period,
+    b.customer_ref AS customer_id,
+    r.shown AS currency,
+    'fx' AS movement,
+    f.run * (r.rate_now - r.rate_before) AS annualised_minor,
+    round(f.run * (r.rate_now - r.rate_before) / 12, 4) AS mrr
+FROM levels AS f
 INNER JOIN metric_windows AS w
-    ON w.last_period > f.period AND (f.next_period IS NULL OR w.last_period <= f.next_period)
+    ON f.period < w.last_period AND (f.next_period IS NULL OR f.next_period >= w.last_period)
 INNER JOIN metric_rates AS r ON w.period = r.period AND f.currency = r.currency
 INNER JOIN billing.customers AS b ON f.customer_id = b.customer_id
 WHERE f.run > 0 AND r.rate_now <> r.rate_before

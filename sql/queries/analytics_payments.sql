@@ -8,7 +8,7 @@ SELECT
     count(*) AS attempts,
     count(*) FILTER (WHERE p.outcome = 'succeeded') AS succeeded,
     count(*) FILTER (WHERE p.outcome = 'failed') AS failed,
-    round(CAST(count(*) FILTER (WHERE p.outcome = 'succeeded') AS numeric) / count(*), 6) AS success_rate,
+    round(cast(count(*) FILTER (WHERE p.outcome = 'succeeded') AS numeric) / count(*), 6) AS success_rate,
     count(*) FILTER (WHERE p.failure_class = 'issuer_decline') AS issuer_decline,
     count(*) FILTER (WHERE p.failure_class = 'block') AS block,
     count(*) FILTER (WHERE p.failure_class = 'integration_error') AS integration_error,
@@ -23,11 +23,11 @@ LEFT JOIN LATERAL (
     SELECT e.payment_frequency
     FROM billing.subscription_events AS e
     WHERE e.subscription_id = p.subscription_id AND e.occurred_at <= p.occurred_at
-        AND e.recorded_at <= coalesce(CAST(:known_at AS timestamptz), 'infinity')
+        AND e.recorded_at <= coalesce(cast(:known_at AS timestamptz), 'infinity')
     ORDER BY e.occurred_at DESC, e.recorded_at DESC, e.event_id DESC
     LIMIT 1
-) AS f ON true
+) AS f ON TRUE
 WHERE p.occurred_at >= :since AND p.occurred_at < :until
-    AND p.recorded_at <= coalesce(CAST(:known_at AS timestamptz), 'infinity')
-GROUP BY 1, 2
-ORDER BY 1, 2;
+    AND p.recorded_at <= coalesce(cast(:known_at AS timestamptz), 'infinity')
+GROUP BY period, f.payment_frequency
+ORDER BY period, payment_frequency;

@@ -1,123 +1,158 @@
--- name: insert_periods(grain, first, last)!
--- description: The periods from first to last, both included.
-INSERT INTO metric_periods (period)
-SELECT CAST(p.at AS date)
-FROM generate_series(CAST(:first AS timestamp), CAST(:last AS timestamp), CAST('1 ' || :grain AS interval)) AS p (at);
-
--- name: insert_day_windows(first, last, span)!
--- description: For each day the window of so many days that ends with it.
-INSERT INTO metric_windows (period, label, last_period, before_period, before_day, last_day)
-SELECT
-    d.day,
-    to_char(d.day, 'YYYY-MM-DD'),
-    d.day,
-    d.day - CAST(:span AS integer),
-    d.day - CAST(:span AS integer),
-    d.day
-FROM (
-    SELECT CAST(s.at AS date) AS day FROM generate_series(CAST(:first AS timestamp), CAST(:last AS timestamp), '1 day') AS s (at)
-) AS d;
-
--- name: insert_month_windows(first, last)!
--- description: For each month the month itself.
-INSERT INTO metric_windows (period, label, last_period, before_period, before_day, last_day)
-SELECT
-    CAST(m.at AS date),
-    to_char(m.at, 'YYYY-MM'),
-    CAST(m.at AS date),
-    CAST(m.at - interval '1 month' AS date),
-    CAST(m.at AS date) - 1,
-    CAST(m.at + interval '1 month' AS date) - 1
-FROM generate_series(CAST(:first AS timestamp), CAST(:last AS timestamp), '1 month') AS m (at);
-
--- name: insert_month_end_windows(first, last, span)!
--- description: For each month the window of so many days that ends with its last.
-INSERT INTO metric_windows (period, label, last_period, before_period, before_day, last_day)
-SELECT
-    m.month,
-    to_char(m.month, 'YYYY-MM'),
-    m.last_day,
-    m.last_day - CAST(:span AS integer),
-    m.last_day - CAST(:span AS integer),
-    m.last_day
-FROM (
-    SELECT
-        CAST(s.at AS date) AS month,
-        CAST(s.at + interval '1 month' AS date) - 1 AS last_day
-    FROM generate_series(CAST(:first AS timestamp), CAST(:last AS timestamp), '1 month') AS s (at)
-) AS m;
-
--- name: insert_window_changes(span)!
--- description: Compares both ends of each window for the customers that changed within it, and classes them as one period.
-INSERT INTO metric_window_changes (
-    period, currency, customers_churned, joined, joined_churned, new, reactivation, expansion, contraction, churn, lost
+-- name: insert_window_pairs(span)!
+-- description: For each customer the first and last change that windows of so many days hold, and which windows those are.
+INSERT INTO metric_window_pairs (
+    customer_id, currency, first_change, last_change, first_window, last_window, run_before, run_after, with_before, with_after,
+    with_within, splits, ever_before, pauses
 )
-WITH customers AS (
+WITH numbered AS (
     SELECT
-        w.period,
-        c.customer_id,
-        c.currency,
-        (array_agg(c.run_before ORDER BY c.period))[1] AS run_before,
-        (array_agg(c.run_after ORDER BY c.period DESC))[1] AS run_after,
-        (array_agg(c.with_before ORDER BY c.period))[1] AS with_before,
-        (array_agg(c.with_after ORDER BY c.period DESC))[1] AS with_after,
-        (array_agg(c.ever_before ORDER BY c.period))[1] AS ever_before,
-        bool_or(c.with_after) AS with_within
+        c.*,
+        lag(c.period) OVER w AS previous_period,
+        lead(c.period) OVER w AS next_period,
+        sum(cast(c.with_after AS integer)) OVER w AS times_with
     FROM metric_customer_periods AS c
-    CROSS JOIN generate_series(0, CAST(:span AS integer) - 1) AS g (days)
-    INNER JOIN metric_windows AS w ON c.period + g.days = w.last_period
-    GROUP BY w.period, c.customer_id, c.currency
+    WINDOW w AS (PARTITION BY c.customer_id ORDER BY c.period)
 ),
 
-subscriptions AS (
+pairs AS (
     SELECT
-        w.period,
-        c.customer_id,
+        a.customer_id,
+        a.currency,
+        a.period AS first_change,
+        z.period AS last_change,
+        -- From the first window that no longer holds the change before to the last that does not hold the one after.
+        greatest(z.period, a.previous_period + cast(:span AS integer)) AS first_window,
+        least(z.next_period - 1, a.period + cast(:span AS integer) - 1) AS last_window,
+        a.run_before,
+        z.run_after,
+        a.with_before,
+        z.with_after,
+        z.times_with - a.times_with + cast(a.with_after AS integer) > 0 AS with_within,
+        a.splits,
+        a.ever_before,
+        CASE WHEN a.period = z.period THEN a.paused + a.resumed ELSE 0 END AS pauses
+    FROM numbered AS a
+    INNER JOIN numbered AS z
+        ON a.customer_id = z.customer_id AND a.period <= z.period AND a.period + cast(:span AS integer) > z.period
+)
+
+SELECT
+    p.customer_id,
+    p.currency,
+    p.first_change,
+    p.last_change,
+    p.first_window,
+    p.last_window,
+    p.run_before,
+    p.run_after,
+    p.with_before,
+    p.with_after,
+    p.with_within,
+    p.splits,
+    p.ever_before,
+    p.pauses
+FROM pairs AS p
+WHERE p.first_window <= p.last_window;
+
+-- name: set_window_pauses()!
+-- description: Where windows hold several changes: which subscriptions were paused or came back between their ends.
+WITH subscriptions AS (
+    SELECT
+        p.customer_id,
+        p.first_change,
+        p.last_change,
         c.subscription_id,
         (array_agg(c.kind_before ORDER BY c.period))[1] AS kind_before,
         (array_agg(c.kind_after ORDER BY c.period DESC))[1] AS kind_after,
         (array_agg(c.run_before ORDER BY c.period))[1] AS run_before,
         (array_agg(c.run_after ORDER BY c.period DESC))[1] AS run_after
-    FROM metric_changes AS c
-    CROSS JOIN generate_series(0, CAST(:span AS integer) - 1) AS g (days)
-    INNER JOIN metric_windows AS w ON c.period + g.days = w.last_period
-    GROUP BY w.period, c.customer_id, c.subscription_id
+    FROM metric_window_pairs AS p
+    INNER JOIN metric_changes AS c
+        ON p.customer_id = c.customer_id AND p.first_change <= c.period AND p.last_change >= c.period
+    WHERE p.first_change < p.last_change AND p.splits
+    GROUP BY p.customer_id, p.first_change, p.last_change, c.subscription_id
     HAVING bool_or(c.kind_before = 'paused' OR c.kind_after = 'paused')
 ),
 
 pauses AS (
     SELECT
-        s.period,
         s.customer_id,
+        s.first_change,
+        s.last_change,
         coalesce(sum(-s.run_before) FILTER (WHERE s.kind_before = 'counted' AND s.kind_after = 'paused'), 0)
         + coalesce(sum(s.run_after) FILTER (WHERE s.kind_before = 'paused' AND s.kind_after = 'counted'), 0) AS amount
     FROM subscriptions AS s
-    GROUP BY s.period, s.customer_id
+    GROUP BY s.customer_id, s.first_change, s.last_change
+)
+
+UPDATE metric_window_pairs
+SET pauses = pauses.amount
+FROM pauses
+WHERE metric_window_pairs.customer_id = pauses.customer_id AND metric_window_pairs.first_change = pauses.first_change
+    AND metric_window_pairs.last_change = pauses.last_change;
+
+-- name: insert_window_changes()!
+-- description: Both ends of each window compared and classed as one period: what begins with a window, less what has ended.
+INSERT INTO metric_window_changes (
+    period, currency, customers_churned, joined, joined_churned, new, reactivation, expansion, contraction, churn, lost
+)
+WITH classed AS (
+    SELECT
+        p.*,
+        p.run_after - p.run_before - CASE WHEN p.splits THEN p.pauses ELSE 0 END AS rest
+    FROM metric_window_pairs AS p
 ),
 
-split AS (
+counted AS (
     SELECT
-        c.*,
-        c.run_after - c.run_before
-        - CASE WHEN c.ever_before AND c.with_before THEN coalesce(p.amount, 0) ELSE 0 END AS rest
-    FROM customers AS c
-    LEFT JOIN pauses AS p ON c.period = p.period AND c.customer_id = p.customer_id
+        c.currency,
+        c.first_window,
+        c.last_window,
+        cast(c.with_before AND NOT c.with_after AS integer) AS customers_churned,
+        cast(NOT c.with_before AND c.with_within AS integer) AS joined,
+        cast(NOT c.with_before AND c.with_within AND NOT c.with_after AS integer) AS joined_churned,
+        CASE WHEN NOT c.ever_before THEN c.rest ELSE 0 END AS new,
+        CASE WHEN c.ever_before AND NOT c.with_before THEN c.rest ELSE 0 END AS reactivation,
+        CASE WHEN c.splits AND c.with_after THEN greatest(c.rest, 0) ELSE 0 END AS expansion,
+        CASE WHEN c.splits AND c.with_after THEN greatest(-c.rest, 0) ELSE 0 END AS contraction,
+        CASE WHEN c.splits AND NOT c.with_after THEN -c.rest ELSE 0 END AS churn,
+        greatest(c.run_before - c.run_after, 0) AS lost
+    FROM classed AS c
+),
+
+steps AS (
+    SELECT
+        c.currency,
+        e.period,
+        sum(e.sign * c.customers_churned) AS customers_churned,
+        sum(e.sign * c.joined) AS joined,
+        sum(e.sign * c.joined_churned) AS joined_churned,
+        sum(e.sign * c.new) AS new,
+        sum(e.sign * c.reactivation) AS reactivation,
+        sum(e.sign * c.expansion) AS expansion,
+        sum(e.sign * c.contraction) AS contraction,
+        sum(e.sign * c.churn) AS churn,
+        sum(e.sign * c.lost) AS lost
+    FROM counted AS c
+    CROSS JOIN LATERAL (VALUES (c.first_window, 1), (c.last_window + 1, -1)) AS e (period, sign)
+    GROUP BY c.currency, e.period
 )
 
 SELECT
-    s.period,
+    w.period,
     s.currency,
-    count(*) FILTER (WHERE s.with_before AND NOT s.with_after),
-    count(*) FILTER (WHERE NOT s.with_before AND s.with_within),
-    count(*) FILTER (WHERE NOT s.with_before AND s.with_within AND NOT s.with_after),
-    coalesce(sum(s.rest) FILTER (WHERE NOT s.ever_before), 0),
-    coalesce(sum(s.rest) FILTER (WHERE s.ever_before AND NOT s.with_before), 0),
-    coalesce(sum(s.rest) FILTER (WHERE s.ever_before AND s.with_before AND s.with_after AND s.rest > 0), 0),
-    coalesce(sum(-s.rest) FILTER (WHERE s.ever_before AND s.with_before AND s.with_after AND s.rest < 0), 0),
-    coalesce(sum(-s.rest) FILTER (WHERE s.ever_before AND s.with_before AND NOT s.with_after), 0),
-    sum(greatest(s.run_before - s.run_after, 0))
-FROM split AS s
-GROUP BY s.period, s.currency;
+    sum(s.customers_churned) AS customers_churned,
+    sum(s.joined) AS joined,
+    sum(s.joined_churned) AS joined_churned,
+    sum(s.new) AS new,
+    sum(s.reactivation) AS reactivation,
+    sum(s.expansion) AS expansion,
+    sum(s.contraction) AS contraction,
+    sum(s.churn) AS churn,
+    sum(s.lost) AS lost
+FROM metric_windows AS w
+INNER JOIN steps AS s ON w.last_period >= s.period
+GROUP BY w.period, s.currency;
 
 -- name: insert_rate_rows(definition)!
 -- description: The rates of each window over all currencies; null where a denominator is 0 or an exchange rate is unknown.
@@ -161,10 +196,10 @@ rates AS (
 
 SELECT
     r.label AS period,
-    :definition AS definition,
+    :definition,
     r.currency,
-    CAST(r.customers_start AS bigint) AS customers_start,
-    CAST(r.customers_churned AS bigint) AS customers_churned,
+    cast(r.customers_start AS bigint) AS customers_start,
+    cast(r.customers_churned AS bigint) AS customers_churned,
     round(r.customer_churn_rate, 6) AS customer_churn_rate,
     round((r.churn + r.contraction) / nullif(r.run_start, 0), 6) AS gross_mrr_churn,
     round((r.churn + r.contraction - r.expansion - r.reactivation) / nullif(r.run_start, 0), 6) AS net_mrr_churn,
@@ -179,18 +214,22 @@ FROM rates AS r;
 -- name: insert_stripe_rate_rows(definition)!
 -- description: Churn as Stripe defines it: of those with us 30 days ago and those who joined since, who is not with us now.
 INSERT INTO metric_rate_rows (period, definition, customers_start, customers_churned, customer_churn_rate)
+WITH currencies AS (
+    SELECT DISTINCT currency FROM billing.customers
+)
+
 SELECT
     w.label,
     :definition,
-    sum(coalesce(b.customers, 0) + coalesce(c.joined, 0)),
-    sum(coalesce(c.customers_churned, 0) + coalesce(c.joined_churned, 0)),
+    sum(coalesce(b.customers, 0) + coalesce(c.joined, 0)) AS customers_start,
+    sum(coalesce(c.customers_churned, 0) + coalesce(c.joined_churned, 0)) AS customers_churned,
     round(
         sum(coalesce(c.customers_churned, 0) + coalesce(c.joined_churned, 0))
         / nullif(sum(coalesce(b.customers, 0) + coalesce(c.joined, 0)), 0),
         6
-    )
+    ) AS customer_churn_rate
 FROM metric_windows AS w
-CROSS JOIN (SELECT DISTINCT currency FROM billing.customers) AS r
+CROSS JOIN currencies AS r
 LEFT JOIN metric_summary AS b ON w.before_period = b.period AND r.currency = b.currency AND b.kind = 'total'
 LEFT JOIN metric_window_changes AS c ON w.period = c.period AND r.currency = c.currency
 GROUP BY w.label;
@@ -214,107 +253,6 @@ SELECT
 FROM metric_rate_rows
 ORDER BY period, definition;
 
--- name: first_month()$
--- description: The month in which the first interval begins; null where there is none.
-SELECT CAST(date_trunc('month', min(valid_from) AT TIME ZONE 'UTC') AS date) AS month FROM metric_intervals;
-
--- name: insert_cohorts(last)!
--- description: For each month in which customers were new, what is left of them at the end of each wanted month.
-INSERT INTO metric_cohorts (
-    cohort, period, currency, customers_start, customers, paying_customers, run_start, run_end
-)
-WITH cohorts AS (
-    SELECT
-        customer_id,
-        period AS cohort
-    FROM metric_customer_periods
-    WHERE movement = 'new'
-),
-
-steps AS (
-    SELECT
-        k.cohort,
-        c.currency,
-        c.period,
-        sum(c.run_after - c.run_before) AS run,
-        sum(CAST(c.with_after AS integer) - CAST(c.with_before AND c.period > k.cohort AS integer)) AS customers,
-        sum(CAST(c.run_after > 0 AS integer) - CAST(c.run_before > 0 AS integer)) AS paying_customers
-    FROM cohorts AS k
-    INNER JOIN metric_customer_periods AS c ON k.customer_id = c.customer_id AND k.cohort <= c.period
-    GROUP BY k.cohort, c.currency, c.period
-),
-
-levels AS (
-    SELECT
-        s.cohort,
-        s.currency,
-        CAST(m.at AS date) AS period,
-        sum(t.run) OVER w AS run,
-        sum(t.customers) OVER w AS customers,
-        sum(t.paying_customers) OVER w AS paying_customers
-    FROM (SELECT DISTINCT
-        cohort,
-        currency
-    FROM steps) AS s
-    CROSS JOIN LATERAL generate_series(CAST(s.cohort AS timestamp), CAST(:last AS timestamp), '1 month') AS m (at)
-    LEFT JOIN steps AS t ON s.cohort = t.cohort AND s.currency = t.currency AND t.period = CAST(m.at AS date)
-    WINDOW w AS (PARTITION BY s.cohort, s.currency ORDER BY m.at ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)
-),
-
-framed AS (
-    SELECT
-        l.*,
-        first_value(l.customers) OVER w AS customers_start,
-        first_value(l.run) OVER w AS run_start
-    FROM levels AS l
-    WINDOW w AS (PARTITION BY l.cohort, l.currency ORDER BY l.period)
-)
-
-SELECT
-    f.cohort,
-    f.period,
-    f.currency,
-    f.customers_start,
-    f.customers,
-    f.paying_customers,
-    f.run_start,
-    f.run
-FROM framed AS f
-INNER JOIN metric_periods AS p ON f.period = p.period;
-
--- name: missing_cohort_rate()^
--- description: The first cohort month for which no rate is known.
-SELECT
-    r.currency,
-    w.last_day AS day
-FROM metric_cohorts AS c
-INNER JOIN metric_rates AS r ON c.cohort = r.period AND c.currency = r.currency
-INNER JOIN metric_windows AS w ON r.period = w.period
-WHERE r.rate_now IS NULL
-ORDER BY day, r.currency
-LIMIT 1;
-
--- name: cohort_rows()
--- description: Retention by cohort and month, converted at the rates of the cohort month so that rates do not look like retention.
-SELECT
-    to_char(c.cohort, 'YYYY-MM') AS cohort,
-    to_char(c.period, 'YYYY-MM') AS period,
-    CAST(
-        extract(YEAR FROM age(c.period, c.cohort)) * 12 + extract(MONTH FROM age(c.period, c.cohort)) AS bigint
-    ) AS months,
-    r.shown AS currency,
-    CAST(sum(c.customers_start) AS bigint) AS customers_start,
-    CAST(sum(c.customers) AS bigint) AS customers,
-    CAST(sum(c.paying_customers) AS bigint) AS paying_customers,
-    round(sum(c.customers) / sum(c.customers_start), 6) AS customer_retention,
-    sum(c.run_start * r.rate_now) AS start,
-    sum(c.run_end * r.rate_now) AS "end",
-    round(sum(c.run_end * r.rate_now) / sum(c.run_start * r.rate_now), 6) AS run_rate_retention
-FROM metric_cohorts AS c
-INNER JOIN metric_rates AS r ON c.cohort = r.period AND c.currency = r.currency
-GROUP BY c.cohort, c.period, r.shown
-ORDER BY c.cohort, c.period, r.shown;
-
 -- name: keep_rates(days)!
 -- description: Stores the rates shown in metric_rate_rows for these days.
 INSERT INTO analytics.churn (
@@ -322,7 +260,7 @@ INSERT INTO analytics.churn (
     quick_ratio, arpa, ltv, pause_rate
 )
 SELECT
-    CAST(r.period AS date),
+    cast(r.period AS date) AS day,
     r.definition,
     r.currency,
     r.customers_start,
@@ -337,4 +275,4 @@ SELECT
     r.ltv,
     r.pause_rate
 FROM metric_rate_rows AS r
-WHERE CAST(r.period AS date) = any(CAST(:days AS date []));
+WHERE cast(r.period AS date) = any(cast(:days AS date []));

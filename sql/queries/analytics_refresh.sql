@@ -19,7 +19,7 @@ SELECT day FROM analytics.snapshots WHERE day >= :day ORDER BY day;
 
 -- name: is_stored(day)$
 -- description: Whether the figures of a day are stored.
-SELECT EXISTS(SELECT 1 FROM analytics.snapshots WHERE day = :day) AS stored;
+SELECT count(*) > 0 AS stored FROM analytics.snapshots WHERE day = :day;
 
 -- name: keep_movements(days)!
 -- description: Adds the movements of these days that are not stored yet.
@@ -31,17 +31,14 @@ SELECT
     m.currency,
     m.amount
 FROM metric_movements AS m
-WHERE m.period = any(CAST(:days AS date []))
-    AND NOT EXISTS (
-        SELECT 1 FROM analytics.mrr_movements AS s
-        WHERE s.day = m.period AND s.customer_id = m.customer_id AND s.movement = m.movement
-    );
+WHERE m.period = any(cast(:days AS date[]))
+ON CONFLICT (day, customer_id, movement) DO NOTHING;
 
 -- name: drop_stale_movements(days)
 -- description: Removes the stored movements of these days that are no longer so; gives the days that they belonged to.
 WITH dropped AS (
     DELETE FROM analytics.mrr_movements AS s
-    WHERE s.day = any(CAST(:days AS date []))
+    WHERE s.day = any(cast(:days AS date[]))
         AND NOT EXISTS (
             SELECT 1 FROM metric_movements AS m
             WHERE m.period = s.day AND m.customer_id = s.customer_id AND m.movement = s.movement
@@ -56,7 +53,7 @@ SELECT DISTINCT day FROM dropped;
 -- description: Removes the stored summary rows of these days that are no longer so; gives the days that they belonged to.
 WITH dropped AS (
     DELETE FROM analytics.mrr_summary AS s
-    WHERE s.day = any(CAST(:days AS date []))
+    WHERE s.day = any(cast(:days AS date[]))
         AND NOT EXISTS (
             SELECT 1 FROM metric_summary AS m
             WHERE m.period = s.day AND m.kind = s.segment_kind AND m.segment = s.segment AND m.currency = s.currency
@@ -102,11 +99,8 @@ WITH added AS (
         m.subscriptions,
         m.paused_subscriptions
     FROM metric_summary AS m
-    WHERE m.period = any(CAST(:days AS date []))
-        AND NOT EXISTS (
-            SELECT 1 FROM analytics.mrr_summary AS s
-            WHERE s.day = m.period AND s.segment_kind = m.kind AND s.segment = m.segment AND s.currency = m.currency
-        )
+    WHERE m.period = any(cast(:days AS date[]))
+    ON CONFLICT (day, segment_kind, segment, currency) DO NOTHING
     RETURNING day
 )
 
@@ -114,43 +108,7 @@ SELECT DISTINCT day FROM added;
 
 -- name: drop_rates(days)!
 -- description: Makes room for the rates of these days.
-DELETE FROM analytics.churn WHERE day = any(CAST(:days AS date []));
-
--- name: keep_cohorts()!
--- description: Replaces the cohorts of the months in metric_periods.
-WITH dropped AS (
-    DELETE FROM analytics.cohorts AS s
-    USING metric_periods AS p
-    WHERE s.period = p.period
-        AND NOT EXISTS (
-            SELECT 1 FROM metric_cohorts AS m
-            WHERE m.cohort = s.cohort AND m.period = s.period AND m.currency = s.currency
-        )
-)
-
-INSERT INTO analytics.cohorts (
-    cohort, period, currency, customers_start, customers, paying_customers, start_minor, end_minor
-)
-SELECT
-    cohort,
-    period,
-    currency,
-    customers_start,
-    customers,
-    paying_customers,
-    run_start,
-    run_end
-FROM metric_cohorts
-ON CONFLICT (period, cohort, currency) DO UPDATE SET
-    customers_start = excluded.customers_start,
-    customers = excluded.customers,
-    paying_customers = excluded.paying_customers,
-    start_minor = excluded.start_minor,
-    end_minor = excluded.end_minor;
-
--- name: stored_months(since)
--- description: The months from one on that have stored days.
-SELECT DISTINCT CAST(date_trunc('month', day) AS date) AS month FROM analytics.snapshots WHERE day >= :since ORDER BY month;
+DELETE FROM analytics.churn WHERE day = any(cast(:days AS date[]));
 
 -- name: keep_snapshots(days, restated, definition, paused, paused_churn_days, reporting_currency, now, event_high_water)!
 -- description: Records which days are stored, by which definition and policy, and which were restated.
@@ -163,10 +121,10 @@ SELECT
     :paused,
     :paused_churn_days,
     :reporting_currency,
-    :now,
-    NULL,
+    :now AS computed_at,
+    NULL AS restated_at,
     :event_high_water
-FROM unnest(CAST(:days AS date [])) AS d (day)
+FROM unnest(cast(:days AS date[])) AS d (day)
 ON CONFLICT (day) DO UPDATE SET
     definition = excluded.definition,
     paused = excluded.paused,
@@ -174,7 +132,7 @@ ON CONFLICT (day) DO UPDATE SET
     reporting_currency = excluded.reporting_currency,
     computed_at = excluded.computed_at,
     restated_at = CASE
-        WHEN snapshots.day = any(CAST(:restated AS date [])) THEN excluded.computed_at
+        WHEN snapshots.day = any(cast(:restated AS date[])) THEN excluded.computed_at
         ELSE snapshots.restated_at
     END,
     event_high_water = excluded.event_high_water;

@@ -16,7 +16,7 @@ WITH standing AS (
             i.status IN ('active', 'past_due')
             OR (
                 i.status = 'paused'
-                AND coalesce(i.paused_since + make_interval(hours => 24 * CAST(:paused_churn_days AS integer)), 'infinity') >= :at
+                AND coalesce(i.paused_since + make_interval(hours => 24 * cast(:paused_churn_days AS integer)), 'infinity') >= :at
             )
         )
     GROUP BY i.customer_id
@@ -50,10 +50,11 @@ downgrades AS (
 pauses AS (
     SELECT
         i.customer_id,
-        count(DISTINCT (i.subscription_id, i.paused_since)) AS pauses
+        count(*) AS pauses
     FROM analytics.run_rate_intervals AS i
-    WHERE i.status = 'paused' AND i.paused_since >= :at - make_interval(hours => 24 * 180) AND i.paused_since < :at
-        AND i.valid_from < :at
+    -- A pause in which the terms changed has several intervals; the first begins with it.
+    WHERE i.status = 'paused' AND i.paused_since = i.valid_from
+        AND i.valid_from >= :at - make_interval(hours => 24 * 180) AND i.valid_from < :at
     GROUP BY i.customer_id
 ),
 
@@ -96,10 +97,10 @@ points AS (
 SELECT
     :day,
     p.customer_id,
-    least(coalesce(sum(p.points), 0), 1),
-    coalesce(array_agg(p.reason ORDER BY p.points DESC, p.reason) FILTER (WHERE p.points IS NOT NULL), '{}'),
+    least(coalesce(sum(p.points), 0), 1) AS score,
+    coalesce(array_agg(p.reason ORDER BY p.points DESC, p.reason ASC) FILTER (WHERE p.points IS NOT NULL), '{}') AS reasons,
     :model,
-    :now
+    :now AS computed_at
 FROM points AS p
 GROUP BY p.customer_id;
 
@@ -113,6 +114,15 @@ WHERE day = :day;
 
 -- name: risk_rows(day, at)
 -- description: The scores of a day, highest first, with run rate and the masked address of the customer.
+WITH standing AS (
+    SELECT
+        v.customer_id,
+        sum(v.annualised_minor) AS annualised_minor
+    FROM analytics.run_rate_intervals AS v
+    WHERE v.status IN ('active', 'past_due', 'paused') AND v.valid_from < :at AND (v.valid_to IS NULL OR v.valid_to >= :at)
+    GROUP BY v.customer_id
+)
+
 SELECT
     to_char(r.day, 'YYYY-MM-DD') AS period,
     c.customer_ref AS customer_id,
@@ -120,19 +130,11 @@ SELECT
     array_to_string(r.reasons, '; ') AS reasons,
     c.currency,
     coalesce(i.annualised_minor, 0) AS annualised_minor,
-    round(CAST(coalesce(i.annualised_minor, 0) AS numeric) / 12, 4) AS mrr,
+    round(cast(coalesce(i.annualised_minor, 0) AS numeric) / 12, 4) AS mrr,
     CASE WHEN position('@' IN c.email) > 1 THEN left(c.email, 1) || '***' || substring(c.email FROM position('@' IN c.email)) END
         AS email_masked
 FROM analytics.churn_risk AS r
 INNER JOIN billing.customers AS c ON r.customer_id = c.customer_id
-LEFT JOIN (
-    SELECT
-        v.customer_id,
-        sum(v.annualised_minor) AS annualised_minor
-    FROM analytics.run_rate_intervals AS v
-    WHERE v.status IN ('active', 'past_due', 'paused') AND v.valid_from < :at
-        AND (v.valid_to IS NULL OR v.valid_to >= :at)
-    GROUP BY v.customer_id
-) AS i ON r.customer_id = i.customer_id
+LEFT JOIN standing AS i ON r.customer_id = i.customer_id
 WHERE r.day = :day
-ORDER BY r.score DESC, annualised_minor DESC, c.customer_ref;
+ORDER BY r.score DESC, annualised_minor DESC, c.customer_ref ASC;

@@ -47,9 +47,9 @@ net AS (
         ('payment_frequency', s.payment_frequency),
         ('country', coalesce(s.country, 'unknown')),
         ('currency', s.currency),
-        ('customer', CAST(s.customer_id AS text))
+        ('customer', cast(s.customer_id AS text))
     ) AS k (kind, segment)
-    WHERE k.kind = any(CAST(:kinds AS text []))
+    WHERE k.kind = any(cast(:kinds AS text []))
     GROUP BY s.customer_id, s.period, s.currency, k.kind, k.segment
 ),
 
@@ -79,9 +79,9 @@ classed AS (
         CASE WHEN c.splits THEN l.paused ELSE 0 END AS paused,
         CASE WHEN c.splits THEN l.resumed ELSE 0 END AS resumed,
         l.run - CASE WHEN c.splits THEN l.paused + l.resumed ELSE 0 END AS rest,
-        CAST(l.run_after > 0 OR l.paused_after > 0 AS integer)
-        - CAST(l.run_after - l.run > 0 OR l.paused_after - l.paused_run > 0 AS integer) AS customers,
-        CAST(l.run_after > 0 AS integer) - CAST(l.run_after - l.run > 0 AS integer) AS paying_customers
+        cast(l.run_after > 0 OR l.paused_after > 0 AS integer)
+        - cast(l.run_after - l.run > 0 OR l.paused_after - l.paused_run > 0 AS integer) AS customers,
+        cast(l.run_after > 0 AS integer) - cast(l.run_after - l.run > 0 AS integer) AS paying_customers
     FROM levels AS l
     INNER JOIN metric_periods AS p ON l.period = p.period
     INNER JOIN metric_customer_periods AS c ON l.customer_id = c.customer_id AND l.period = c.period
@@ -116,19 +116,19 @@ SELECT
     a.kind,
     a.segment,
     a.currency,
-    sum(a.run),
-    coalesce(sum(a.amount) FILTER (WHERE a.movement = 'new'), 0),
-    coalesce(sum(a.amount) FILTER (WHERE a.movement = 'reactivation'), 0),
-    coalesce(sum(a.amount) FILTER (WHERE a.movement = 'expansion'), 0),
-    coalesce(sum(a.amount) FILTER (WHERE a.movement = 'contraction'), 0),
-    coalesce(sum(a.amount) FILTER (WHERE a.movement = 'churn'), 0),
-    sum(a.paused),
-    sum(a.resumed),
-    sum(a.rest - a.amount),
-    sum(a.customers),
-    sum(a.paying_customers),
-    sum(a.subscriptions),
-    sum(a.paused_subscriptions)
+    sum(a.run) AS run_change,
+    coalesce(sum(a.amount) FILTER (WHERE a.movement = 'new'), 0) AS new,
+    coalesce(sum(a.amount) FILTER (WHERE a.movement = 'reactivation'), 0) AS reactivation,
+    coalesce(sum(a.amount) FILTER (WHERE a.movement = 'expansion'), 0) AS expansion,
+    coalesce(sum(a.amount) FILTER (WHERE a.movement = 'contraction'), 0) AS contraction,
+    coalesce(sum(a.amount) FILTER (WHERE a.movement = 'churn'), 0) AS churn,
+    sum(a.paused) AS paused,
+    sum(a.resumed) AS resumed,
+    sum(a.rest - a.amount) AS transfer,
+    sum(a.customers) AS customers,
+    sum(a.paying_customers) AS paying_customers,
+    sum(a.subscriptions) AS subscriptions,
+    sum(a.paused_subscriptions) AS paused_subscriptions
 FROM allotted AS a
 GROUP BY a.period, a.kind, a.segment, a.currency;
 
@@ -145,7 +145,7 @@ WITH valid AS (
             i.status IN ('active', 'past_due')
             OR (
                 i.status = 'paused'
-                AND coalesce(i.paused_since + make_interval(hours => 24 * CAST(:paused_churn_days AS integer)), 'infinity') >= :at
+                AND coalesce(i.paused_since + make_interval(hours => 24 * cast(:paused_churn_days AS integer)), 'infinity') >= :at
             )
         )
 ),
@@ -168,9 +168,9 @@ customers AS (
         ('payment_frequency', v.payment_frequency),
         ('country', coalesce(v.country, 'unknown')),
         ('currency', v.currency),
-        ('customer', CAST(v.customer_id AS text))
+        ('customer', cast(v.customer_id AS text))
     ) AS k (kind, segment)
-    WHERE k.kind = any(CAST(:kinds AS text []))
+    WHERE k.kind = any(cast(:kinds AS text []))
     GROUP BY v.customer_id, v.currency, k.kind, k.segment
 )
 
@@ -178,11 +178,11 @@ SELECT
     c.kind,
     c.segment,
     c.currency,
-    sum(c.run),
-    count(*) FILTER (WHERE c.run > 0 OR c.paused_run > 0),
-    count(*) FILTER (WHERE c.run > 0),
-    sum(c.subscriptions),
-    sum(c.paused_subscriptions)
+    sum(c.run) AS run,
+    count(*) FILTER (WHERE c.run > 0 OR c.paused_run > 0) AS customers,
+    count(*) FILTER (WHERE c.run > 0) AS paying_customers,
+    sum(c.subscriptions) AS subscriptions,
+    sum(c.paused_subscriptions) AS paused_subscriptions
 FROM customers AS c
 GROUP BY c.kind, c.segment, c.currency;
 
@@ -199,7 +199,7 @@ SELECT
     subscriptions,
     paused_subscriptions
 FROM analytics.mrr_summary
-WHERE day = :day AND segment_kind = any(CAST(:kinds AS text []));
+WHERE day = :day AND segment_kind = any(cast(:kinds AS text []));
 
 -- name: insert_summary()!
 -- description: Start, movements and end of each segment in each period: the baseline and the running sum of the changes.
@@ -256,7 +256,7 @@ SELECT
     kind,
     segment,
     currency,
-    run_end - run_change,
+    run_end - run_change AS run_start,
     new,
     reactivation,
     expansion,
@@ -273,70 +273,6 @@ SELECT
 FROM spine
 WHERE run_end <> 0 OR run_change <> 0 OR new <> 0 OR reactivation <> 0 OR expansion <> 0 OR contraction <> 0 OR churn <> 0
     OR paused <> 0 OR resumed <> 0 OR transfer <> 0 OR customers <> 0 OR subscriptions <> 0 OR paused_subscriptions <> 0;
-
--- name: insert_native_rates()!
--- description: Every currency as itself: one for one, no effect of rates.
-INSERT INTO metric_rates (period, currency, shown, rate_before, rate_now)
-SELECT
-    w.period,
-    c.currency,
-    c.currency,
-    1,
-    1
-FROM metric_windows AS w
-CROSS JOIN (SELECT DISTINCT currency FROM billing.customers) AS c;
-
--- name: insert_reporting_rates(reporting_currency, currencies, factors)!
--- description: The newest rate of the last day or before it, for the start and the end of each period; null where none is known.
-INSERT INTO metric_rates (period, currency, shown, rate_before, rate_now)
-SELECT
-    w.period,
-    c.currency,
-    :reporting_currency,
-    CASE WHEN c.currency = :reporting_currency THEN 1 ELSE c.factor * b.rate END,
-    CASE WHEN c.currency = :reporting_currency THEN 1 ELSE c.factor * n.rate END
-FROM metric_windows AS w
-CROSS JOIN unnest(CAST(:currencies AS text []), CAST(:factors AS numeric [])) AS c (currency, factor)
-LEFT JOIN LATERAL (
-    SELECT f.rate FROM billing.fx_rates AS f
-    WHERE f.currency = c.currency AND f.reporting_currency = :reporting_currency AND f.date <= w.before_day
-    ORDER BY f.date DESC LIMIT 1
-) AS b ON true
-LEFT JOIN LATERAL (
-    SELECT f.rate FROM billing.fx_rates AS f
-    WHERE f.currency = c.currency AND f.reporting_currency = :reporting_currency AND f.date <= w.last_day
-    ORDER BY f.date DESC LIMIT 1
-) AS n ON true;
-
--- name: insert_unknown_rates()!
--- description: No rates at all: whatever would be added over currencies stays null.
-INSERT INTO metric_rates (period, currency, shown, rate_before, rate_now)
-SELECT
-    w.period,
-    c.currency,
-    NULL,
-    NULL,
-    NULL
-FROM metric_windows AS w
-CROSS JOIN (SELECT DISTINCT currency FROM billing.customers) AS c;
-
--- name: currencies()
--- description: The currencies that customers pay in.
-SELECT DISTINCT currency FROM billing.customers ORDER BY currency;
-
--- name: missing_rate(rolling)^
--- description: The first day on which an amount stands in a currency for which no rate is known.
-SELECT
-    r.currency,
-    CASE WHEN r.rate_now IS NULL AND s.period IS NOT NULL THEN w.last_day ELSE w.before_day END AS day
-FROM metric_rates AS r
-INNER JOIN metric_windows AS w ON r.period = w.period
-LEFT JOIN metric_summary AS s ON w.last_period = s.period AND r.currency = s.currency AND s.kind = 'total'
-LEFT JOIN metric_summary AS b ON w.before_period = b.period AND r.currency = b.currency AND b.kind = 'total'
-WHERE (r.rate_now IS NULL AND s.period IS NOT NULL)
-    OR (r.rate_before IS NULL AND (b.run_end <> 0 OR (NOT :rolling AND s.run_start <> 0)))
-ORDER BY day, r.currency
-LIMIT 1;
 
 -- name: summary_rows(kind)
 -- description: The summary of the wanted periods by one kind of segment, in the currency wanted.
@@ -355,13 +291,13 @@ SELECT
     sum(s.transfer * r.rate_now) AS transfer,
     sum(CASE WHEN s.run_start = 0 THEN 0 ELSE s.run_start * (r.rate_now - r.rate_before) END) AS fx,
     sum(s.run_end * r.rate_now) AS "end",
-    CAST(sum(s.customers) AS bigint) AS customers,
-    CAST(sum(s.paying_customers) AS bigint) AS paying_customers,
-    CAST(sum(s.subscriptions) AS bigint) AS subscriptions,
-    CAST(sum(s.paused_subscriptions) AS bigint) AS paused_subscriptions
+    cast(sum(s.customers) AS bigint) AS customers,
+    cast(sum(s.paying_customers) AS bigint) AS paying_customers,
+    cast(sum(s.subscriptions) AS bigint) AS subscriptions,
+    cast(sum(s.paused_subscriptions) AS bigint) AS paused_subscriptions
 FROM metric_windows AS w
 INNER JOIN metric_summary AS s ON w.last_period = s.period AND s.kind = :kind
 INNER JOIN metric_rates AS r ON w.period = r.period AND s.currency = r.currency
-LEFT JOIN billing.customers AS b ON s.kind = 'customer' AND s.segment = CAST(b.customer_id AS text)
+LEFT JOIN billing.customers AS b ON s.kind = 'customer' AND s.segment = cast(b.customer_id AS text)
 GROUP BY w.label, coalesce(b.customer_ref, s.segment), r.shown
 ORDER BY w.label, segment, r.shown;

@@ -437,7 +437,7 @@ CROSS JOIN LATERAL (
     (
         p.is_ours AND p.is_theirs AND CASE p.status
             WHEN 'canceled' THEN p.there <> 'canceled'
-            WHEN 'trialing' THEN NOT p.there_trialing
+            WHEN 'trialing' THEN NOT (p.there_trialing OR p.there_keeps_date)
             WHEN 'active' THEN p.there IN ('canceled', 'past_due', 'unpaid') OR p.there_trialing
             WHEN 'past_due' THEN p.there NOT IN ('past_due', 'unpaid') AND NOT p.there_keeps_date
             ELSE p.there = 'canceled'

@@ -80,11 +80,11 @@ UPDATE billing.feature_flags AS f SET enabled = FALSE, reason = :reason, changed
 FROM flag
 WHERE f.feature = :component AND f.reason IS DISTINCT FROM :reason;
 
--- name: cancel_frequency_changes(rollback_id, now, batch_size)^
+-- name: cancel_frequency_changes(rollback_id, now, after, batch_size)^
 -- Changes of frequency that wait for their day are canceled.
 WITH batch AS MATERIALIZED (
     SELECT c.frequency_change_id FROM billing.frequency_changes AS c
-    WHERE c.state = 'scheduled'
+    WHERE c.state = 'scheduled' AND c.frequency_change_id > :after
     ORDER BY c.frequency_change_id
     LIMIT :batch_size
     FOR UPDATE
@@ -226,12 +226,12 @@ SELECT
     (SELECT count(*) FROM changed) AS changed,
     (SELECT max(batch.subscription_id) FROM batch) AS last_id;
 
--- name: cancel_pauses(rollback_id, now, batch_size)^
+-- name: cancel_pauses(rollback_id, now, after, batch_size)^
 -- Pauses that were to begin are canceled; the grace period after a failed payment is no feature of ours to take away.
 WITH batch AS MATERIALIZED (
     SELECT p.pause_id FROM billing.subscription_pauses AS p
-    WHERE p.state = 'scheduled' AND p.kind <> 'payment_failure'
-    ORDER BY p.starts_at, p.pause_id
+    WHERE p.state = 'scheduled' AND p.kind <> 'payment_failure' AND p.pause_id > :after
+    ORDER BY p.pause_id
     LIMIT :batch_size
     FOR UPDATE
 ),
@@ -420,3 +420,7 @@ SELECT
     count(*) AS changed,
     max(customer_id) AS last_id
 FROM balances;
+
+-- name: analyze_archive()!
+-- What was just written is told to the planner, which would else guess that a batch holds one row.
+ANALYZE archive.rollback_entries;

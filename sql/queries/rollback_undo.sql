@@ -1,4 +1,4 @@
--- name: undo_terms(rollback_id, reason, now, batch_size)^
+-- name: undo_terms(rollback_id, reason, now, after, batch_size)^
 -- Subscriptions whose terms are still those that the rollback gave them get back those that they had; the others are left
 -- alone. A changed quantity, status or payment date stays as it is.
 WITH batch AS MATERIALIZED (
@@ -8,6 +8,7 @@ WITH batch AS MATERIALIZED (
         e.after
     FROM archive.rollback_entries AS e
     WHERE e.rollback_id = :rollback_id AND e.component = 'frequencies' AND e.subject = 'subscription' AND e.settled_at IS NULL
+        AND e.subject_id > :after
     ORDER BY e.subject_id
     LIMIT :batch_size
     FOR UPDATE
@@ -106,13 +107,14 @@ SELECT
     max(subject_id) AS last_id
 FROM settled;
 
--- name: undo_frequency_changes(rollback_id, now, batch_size)^
+-- name: undo_frequency_changes(rollback_id, now, after, batch_size)^
 -- Changes of frequency that the rollback canceled wait for their day again, where they still fit their subscription.
 WITH batch AS MATERIALIZED (
     SELECT e.subject_id FROM archive.rollback_entries AS e
     WHERE
         e.rollback_id = :rollback_id AND e.component = 'frequencies' AND e.subject = 'frequency_change'
         AND e.settled_at IS NULL
+        AND e.subject_id > :after
     ORDER BY e.subject_id
     LIMIT :batch_size
     FOR UPDATE
@@ -160,7 +162,7 @@ SELECT
     max(subject_id) AS last_id
 FROM settled;
 
--- name: undo_pauses(rollback_id, reason, now, batch_size, pause_mode)^
+-- name: undo_pauses(rollback_id, reason, now, after, batch_size, pause_mode)^
 -- Pauses that are still as the rollback left them, and not over by now, go on; their subscriptions are paused again, with the
 -- payment date that they had, and Stripe is told.
 WITH batch AS MATERIALIZED (
@@ -173,6 +175,7 @@ WITH batch AS MATERIALIZED (
         (e.before ->> 'ends_at')::timestamptz AS ends_at
     FROM archive.rollback_entries AS e
     WHERE e.rollback_id = :rollback_id AND e.component = 'pauses' AND e.subject = 'pause' AND e.settled_at IS NULL
+        AND e.subject_id > :after
     ORDER BY e.subject_id
     LIMIT :batch_size
     FOR UPDATE
@@ -209,6 +212,10 @@ judged AS MATERIALIZED (
         batch.starts_at,
         batch.ends_at,
         batch.before ->> 'state' AS state_before,
+        held.at_stripe,
+        resumed.subscription_id IS NOT NULL AS was_resumed,
+        (resumed.before ->> 'next_payment_at')::timestamptz AS next_before,
+        (resumed.after ->> 'next_payment_at')::timestamptz AS next_after,
         CASE
             WHEN p.pause_id IS NULL OR held.subscription_id IS NULL THEN 'it is gone'
             WHEN p.version <> (batch.after ->> 'version')::bigint THEN 'it was changed since'
@@ -220,7 +227,8 @@ judged AS MATERIALIZED (
                 SELECT 1 FROM billing.subscription_pauses AS other
                 WHERE
                     other.subscription_id = batch.subscription_id AND other.state IN ('scheduled', 'active')
-                    AND tstzrange(other.starts_at, other.ends_at) && tstzrange(batch.starts_at, batch.ends_at)
+                    AND other.starts_at < coalesce(batch.ends_at, 'infinity')
+                    AND coalesce(other.ends_at, 'infinity') > batch.starts_at
             ) THEN 'another pause was made since'
         END AS left_because
     FROM batch
@@ -236,12 +244,19 @@ going_on AS (
     WHERE p.pause_id = judged.subject_id AND judged.left_because IS NULL
 ),
 
-paused_again AS (
+paused_again AS MATERIALIZED (
     SELECT
         judged.subscription_id,
-        nullif(max(coalesce(judged.ends_at, 'infinity'::timestamptz)), 'infinity'::timestamptz) AS ends_at
+        count(*) FILTER (WHERE judged.left_because IS NULL) AS pauses,
+        nullif(
+            max(coalesce(judged.ends_at, 'infinity'::timestamptz)) FILTER (WHERE judged.left_because IS NULL),
+            'infinity'::timestamptz
+        ) AS ends_at,
+        bool_or(judged.at_stripe) AS at_stripe,
+        max(judged.next_before) AS next_before,
+        max(judged.next_after) AS next_after
     FROM judged
-    WHERE judged.left_because IS NULL AND judged.state_before = 'active'
+    WHERE judged.was_resumed
     GROUP BY judged.subscription_id
 ),
 
@@ -250,18 +265,15 @@ paused AS (
     SET
         status = 'paused',
         next_payment_at = CASE
-            WHEN s.next_payment_at IS NOT DISTINCT FROM (resumed.after ->> 'next_payment_at')::timestamptz
-                THEN (resumed.before ->> 'next_payment_at')::timestamptz
+            WHEN s.next_payment_at = paused_again.next_after THEN paused_again.next_before
             ELSE s.next_payment_at
         END,
         version = s.version + 1,
         changed_at = :now,
         change_reason = :reason
     FROM paused_again
-    INNER JOIN resumed ON paused_again.subscription_id = resumed.subscription_id
-    INNER JOIN held ON paused_again.subscription_id = held.subscription_id
-    WHERE s.subscription_id = paused_again.subscription_id AND s.status = 'active'
-    RETURNING s.subscription_id, s.version, paused_again.ends_at, held.at_stripe
+    WHERE s.subscription_id = paused_again.subscription_id AND paused_again.pauses > 0 AND s.status = 'active'
+    RETURNING s.subscription_id, s.version, paused_again.ends_at, paused_again.at_stripe
 ),
 
 commanded AS (
@@ -281,13 +293,12 @@ settled_subscriptions AS (
     UPDATE archive.rollback_entries AS e
     SET
         settled_at = :now,
-        outcome = CASE WHEN paused_again.subscription_id IS NULL THEN 'left_alone' ELSE 'restored' END,
-        left_because = CASE WHEN paused_again.subscription_id IS NULL THEN 'its pause was left alone' END
-    FROM resumed
-    LEFT JOIN paused_again ON resumed.subscription_id = paused_again.subscription_id
+        outcome = CASE WHEN paused_again.pauses = 0 THEN 'left_alone' ELSE 'restored' END,
+        left_because = CASE WHEN paused_again.pauses = 0 THEN 'its pause was left alone' END
+    FROM paused_again
     WHERE
         e.rollback_id = :rollback_id AND e.component = 'pauses' AND e.subject = 'subscription'
-        AND e.subject_id = resumed.subscription_id AND e.settled_at IS NULL
+        AND e.subject_id = paused_again.subscription_id AND e.settled_at IS NULL
 ),
 
 settled AS (
@@ -308,7 +319,7 @@ SELECT
     max(subject_id) AS last_id
 FROM settled;
 
--- name: undo_reward_balances(rollback_id, now, batch_size)^
+-- name: undo_reward_balances(rollback_id, now, after, batch_size)^
 -- Balances were never touched: the undo says which are still what they were.
 WITH batch AS MATERIALIZED (
     SELECT
@@ -316,6 +327,7 @@ WITH batch AS MATERIALIZED (
         (e.before ->> 'balance_minor')::bigint AS balance_minor
     FROM archive.rollback_entries AS e
     WHERE e.rollback_id = :rollback_id AND e.component = 'rewards' AND e.subject = 'reward_balance' AND e.settled_at IS NULL
+        AND e.subject_id > :after
     ORDER BY e.subject_id
     LIMIT :batch_size
     FOR UPDATE

@@ -12,6 +12,10 @@ from tests.analytics.reference import Event
 
 ORIGIN = datetime(2025, 1, 1, tzinfo=UTC)
 DAYS = 150
+EVENTS = (
+    *("started", "started", "paused", "paused", "resumed", "changed", "canceled"),
+    *("trial_started", "past_due", "recovered", "suspended"),
+)
 CURRENCY = {"ann": "EUR", "bob": "USD", "cid": "EUR", "dot": "JPY"}
 COUNTRY = {"ann": "DE", "bob": "US", "cid": None, "dot": "JP"}
 
@@ -50,8 +54,8 @@ def write(connection: Connection, events: Iterable[Event]) -> None:
             ],
         )
         cursor.executemany(
-            "INSERT INTO billing.subscription_events (subscription_id, customer_id, event, occurred_at, recorded_at, plan,"
-            " payment_frequency, amount_minor, quantity, currency, source)"
+            "INSERT INTO billing.subscription_events (subscription_id, customer_id, event, occurred_at, recorded_at,"
+            " plan, payment_frequency, amount_minor, quantity, currency, source)"
             " SELECT subscription_id, customer_id, %s, %s, %s, %s, %s, %s, %s, %s, 'import' FROM billing.subscriptions"
             " WHERE subscription_ref = %s",
             [
@@ -90,12 +94,7 @@ def histories(draw: st.DrawFn, max_events: int = 24) -> list[Event]:
             Event(
                 subscription=f"{customer}-{draw(st.integers(1, 2))}",
                 customer=customer,
-                event=draw(
-                    st.sampled_from(
-                        ["started", "started", "paused", "paused", "resumed", "changed", "canceled", "trial_started"]
-                        + ["past_due", "recovered", "suspended"]
-                    )
-                ),
+                event=draw(st.sampled_from(EVENTS)),
                 occurred_at=occurred,
                 recorded_at=occurred + timedelta(days=draw(st.sampled_from([0, 0, 0, 1, 30]))),
                 plan=draw(st.sampled_from(["basic", "pro", "team"])),

@@ -31,7 +31,7 @@ def table(name: str) -> list[dict[str, str]]:
 
 def event(name: str, day: int, subscription: str = "ann-1", **changes: object) -> Event:
     at = START + timedelta(days=day)
-    return replace(Event(subscription, subscription.split("-")[0], name, at, at), **changes)  # type: ignore[arg-type]
+    return replace(Event(subscription, subscription.partition("-")[0], name, at, at), **changes)  # type: ignore[arg-type]
 
 
 def moved(connection: Connection, events: list[Event], days: int = 400, **options: object) -> list[tuple[str, int]]:

@@ -19,12 +19,12 @@ from tests.analytics.reference import Event
 AT = datetime(2026, 1, 5, tzinfo=UTC)
 CONTRACT = {
     "mrr-movements": "period, customer_id, currency, movement, annualised_minor, mrr",
-    "mrr-summary": "period, segment, currency, start, new, reactivation, expansion, contraction, churn, paused, resumed, "
-    "transfer, fx, end, customers, paying_customers, subscriptions, paused_subscriptions",
-    "churn": "period, definition, customers_start, customers_churned, customer_churn_rate, gross_mrr_churn, net_mrr_churn, "
-    "nrr, grr, quick_ratio, arpa, ltv, pause_rate",
-    "cohorts": "cohort, period, months, currency, customers_start, customers, paying_customers, customer_retention, start, "
-    "end, run_rate_retention",
+    "mrr-summary": "period, segment, currency, start, new, reactivation, expansion, contraction, churn, paused, "
+    "resumed, transfer, fx, end, customers, paying_customers, subscriptions, paused_subscriptions",
+    "churn": "period, definition, customers_start, customers_churned, customer_churn_rate, gross_mrr_churn, "
+    "net_mrr_churn, nrr, grr, quick_ratio, arpa, ltv, pause_rate",
+    "cohorts": "cohort, period, months, currency, customers_start, customers, paying_customers, customer_retention, "
+    "start, end, run_rate_retention",
     "payments-health": "period, payment_frequency, attempts, succeeded, failed, success_rate, issuer_decline, block, "
     "integration_error, provider_error, other_failure, recovered",
 }
@@ -69,7 +69,7 @@ def lines(path: Path) -> list[list[str]]:
 @pytest.mark.parametrize("dataset", list(CONTRACT))
 @pytest.mark.parametrize("format", FORMATS)
 def test_columns(company: Connection, tmp_path: Path, dataset: str, format: str) -> None:  # noqa: A002
-    import pyarrow.parquet as pq  # noqa: PLC0415
+    import pyarrow.parquet as pq
 
     out = tmp_path / f"x.{format}"
     currency = None if dataset == "payments-health" else "EUR"
@@ -105,7 +105,7 @@ def test_known_at_shows_what_was_known(company: Connection, tmp_path: Path) -> N
 
 
 def test_parquet_keeps_money_exact(company: Connection, tmp_path: Path) -> None:
-    import pyarrow.parquet as pq  # noqa: PLC0415
+    import pyarrow.parquet as pq
 
     ask(company, tmp_path / "m.parquet", format="parquet")
     table = pq.read_table(tmp_path / "m.parquet")

@@ -146,7 +146,7 @@ def test_the_effect_of_rates_is_kept_apart(
     for period, end in ends.items():
         day = [row for row in rows if row["period"] == period]
         assert sum(row["end"] for row in day) == end
-        for name in names[:-2] + ("fx",):
+        for name in (*names[:-2], "fx"):
             of_customers = sum(m["annualised_minor"] for m in moved if (m["period"], m["movement"]) == (period, name))
             assert sum(row[name] for row in day) == of_customers
 

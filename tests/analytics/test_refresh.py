@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 
@@ -114,17 +113,16 @@ def test_a_late_event_restates_just_the_days_it_touches(billing: Connection) -> 
 
 def test_an_event_committed_late_with_a_smaller_id_is_not_missed(billing: Connection, billing_url: str) -> None:
     write(billing, [event("started", 1)])
-    with opened(billing_url, purpose="slow writer") as slow:
-        with slow.transaction():
-            slow.execute(
-                "INSERT INTO billing.subscription_events (subscription_id, customer_id, event, occurred_at, plan,"
-                " payment_frequency, amount_minor, quantity, currency)"
-                " SELECT subscription_id, customer_id, 'changed', %s, plan, 'MONTHLY', 4000, 1, 'EUR'"
-                " FROM billing.subscriptions",
-                (ORIGIN + timedelta(days=3),),
-            )
-            write(billing, [event("changed", 2, amount_minor=2000)])
-            refresh(billing, start=FIRST, end=FIRST + timedelta(days=5), clock=CLOCK)
+    with opened(billing_url, purpose="slow writer") as slow, slow.transaction():
+        slow.execute(
+            "INSERT INTO billing.subscription_events (subscription_id, customer_id, event, occurred_at, plan,"
+            " payment_frequency, amount_minor, quantity, currency)"
+            " SELECT subscription_id, customer_id, 'changed', %s, plan, 'MONTHLY', 4000, 1, 'EUR'"
+            " FROM billing.subscriptions",
+            (ORIGIN + timedelta(days=3),),
+        )
+        write(billing, [event("changed", 2, amount_minor=2000)])
+        refresh(billing, start=FIRST, end=FIRST + timedelta(days=5), clock=CLOCK)
     result = refresh(billing, start=FIRST, end=FIRST + timedelta(days=5), clock=CLOCK)
     assert result.subscriptions == 1
     row = billing.execute(
@@ -161,9 +159,12 @@ def test_a_customer_who_moves_country_takes_the_history_along(billing: Connectio
 
 
 def test_two_refreshes_at_once_are_refused(billing: Connection, billing_url: str) -> None:
-    with opened(billing_url, purpose="other") as other, advisory_lock(other, "flexpay analytics refresh"):
-        with pytest.raises(TransientError, match="Another process"):
-            refresh(billing, start=FIRST, end=FIRST, clock=CLOCK)
+    with (
+        opened(billing_url, purpose="other") as other,
+        advisory_lock(other, "flexpay analytics refresh"),
+        pytest.raises(TransientError, match="Another process"),
+    ):
+        refresh(billing, start=FIRST, end=FIRST, clock=CLOCK)
 
 
 def test_a_refresh_that_is_killed_leaves_what_was(billing: Connection, billing_url: str) -> None:
@@ -175,15 +176,8 @@ def test_a_refresh_that_is_killed_leaves_what_was(billing: Connection, billing_u
 
         def kill_at_the_rates(sentence: str) -> None:
             if sentence == "Computing rates.":
-                killer = threading.Thread(
-                    target=lambda: (
-                        psycopg.connect(billing_url, autocommit=True)
-                        .execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
-                        .connection.close()
-                    )
-                )
-                killer.start()
-                killer.join()
+                with psycopg.connect(billing_url, autocommit=True) as killer:
+                    killer.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
 
         with pytest.raises(psycopg.OperationalError):
             refresh(victim, start=FIRST, end=FIRST + timedelta(days=9), clock=CLOCK, progress=kill_at_the_rates)
@@ -198,5 +192,5 @@ def test_an_empty_ledger_has_days_without_figures(billing: Connection) -> None:
 
 
 def test_a_range_that_ends_before_it_starts(billing: Connection) -> None:
-    with pytest.raises(BadInput, match="ends .* before it starts"):
+    with pytest.raises(BadInput, match=r"ends .* before it starts"):
         refresh(billing, start=date(2026, 1, 2), end=date(2026, 1, 1), clock=CLOCK)

@@ -32,7 +32,7 @@ DAY = (START + timedelta(days=99)).date()
 
 def event(name: str, day: int, subscription: str = "ann-1", **changes: object) -> Event:
     at = START + timedelta(days=day)
-    return replace(Event(subscription, subscription.split("-")[0], name, at, at), **changes)  # type: ignore[arg-type]
+    return replace(Event(subscription, subscription.partition("-")[0], name, at, at), **changes)  # type: ignore[arg-type]
 
 
 def fail(connection: Connection, subscription: str, failure_class: str, times: int, day: int = 95) -> None:

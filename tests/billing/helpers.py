@@ -42,9 +42,11 @@ def make_company(
         (zone, anchor, subscriptions),
     )
     connection.execute(
-        "INSERT INTO billing.subscriptions (subscription_ref, customer_id, plan, status, amount_minor, currency, started_at,"
+        "INSERT INTO billing.subscriptions (subscription_ref, customer_id, plan, status,"
+        " amount_minor, currency, started_at,"
         " billing_anchor, next_payment_at, stripe_subscription_id, changed_at)"
-        " SELECT 's' || substr(customer_ref, 2), customer_id, 'pro', %(status)s, 1000, currency, %(anchor)s, %(anchor)s,"
+        " SELECT 's' || substr(customer_ref, 2), customer_id, 'pro', %(status)s, 1000,"
+        " currency, %(anchor)s, %(anchor)s,"
         " %(next)s, CASE WHEN %(stripe)s THEN 'sub_' || customer_id END, %(anchor)s"
         " FROM billing.customers ORDER BY customer_id",
         {"status": status, "anchor": anchor, "next": next_payment_at, "stripe": in_stripe},
@@ -62,7 +64,8 @@ def add_pause(
 ) -> int:
     row = connection.execute(
         "INSERT INTO billing.subscription_pauses (pause_ref, subscription_id, starts_at, ends_at, kind, state)"
-        " SELECT %s || '@' || %s, subscription_id, %s, %s, %s, %s FROM billing.subscriptions WHERE subscription_ref = %s"
+        " SELECT %s || '@' || %s, subscription_id, %s, %s, %s, %s FROM billing.subscriptions"
+        " WHERE subscription_ref = %s"
         " RETURNING pause_id",
         (subscription_ref, str(starts_at), starts_at, ends_at, kind, state, subscription_ref),
     ).fetchone()
@@ -80,7 +83,8 @@ def add_payment(
     attempt: int = 1,
 ) -> int:
     row = connection.execute(
-        "INSERT INTO billing.payments (payment_ref, subscription_id, occurred_at, amount_minor, currency, outcome, failure_class,"
+        "INSERT INTO billing.payments (payment_ref, subscription_id, occurred_at,"
+        " amount_minor, currency, outcome, failure_class,"
         " attempt) SELECT %s || '/' || %s || '/' || %s, subscription_id, %s, %s, currency, %s,"
         " CASE WHEN %s = 'failed' THEN 'issuer_decline' END, %s"
         " FROM billing.subscriptions WHERE subscription_ref = %s RETURNING payment_id",
@@ -103,7 +107,8 @@ def events(connection: Connection, subscription_ref: str = "s1") -> list[tuple[s
     return [
         (row["event"], row["occurred_at"])
         for row in connection.execute(
-            "SELECT event, occurred_at FROM billing.subscription_events JOIN billing.subscriptions USING (subscription_id)"
+            "SELECT event, occurred_at FROM billing.subscription_events JOIN"
+            " billing.subscriptions USING (subscription_id)"
             " WHERE subscription_ref = %s AND event <> 'started' ORDER BY event_id",
             (subscription_ref,),
         )
@@ -114,7 +119,8 @@ def commands(connection: Connection, subscription_ref: str = "s1") -> list[tuple
     return [
         (row["operation"], row["parameters"])
         for row in connection.execute(
-            "SELECT operation, parameters FROM billing.stripe_commands JOIN billing.subscriptions USING (subscription_id)"
+            "SELECT operation, parameters FROM billing.stripe_commands JOIN billing.subscriptions"
+            " USING (subscription_id)"
             " WHERE subscription_ref = %s ORDER BY command_id",
             (subscription_ref,),
         )
@@ -125,7 +131,8 @@ def pauses(connection: Connection, subscription_ref: str = "s1") -> list[tuple[s
     return [
         (row["kind"], row["state"])
         for row in connection.execute(
-            "SELECT p.kind, p.state FROM billing.subscription_pauses AS p JOIN billing.subscriptions USING (subscription_id)"
+            "SELECT p.kind, p.state FROM billing.subscription_pauses AS p JOIN"
+            " billing.subscriptions USING (subscription_id)"
             " WHERE subscription_ref = %s ORDER BY p.starts_at, p.pause_id",
             (subscription_ref,),
         )

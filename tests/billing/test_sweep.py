@@ -240,7 +240,8 @@ def test_two_sweeps_at_once_do_each_transition_once(billing_url: str, billing: C
             ["paused", "resumed"] if number % 2 else ["paused"]
         )
     history = billing.execute(
-        "SELECT event, count(*) AS n FROM billing.subscription_events WHERE event <> 'started' GROUP BY event ORDER BY event"
+        "SELECT event, count(*) AS n FROM billing.subscription_events WHERE event <>"
+        " 'started' GROUP BY event ORDER BY event"
     ).fetchall()
     assert history == [{"event": "paused", "n": 400}, {"event": "resumed", "n": 200}]
 
@@ -263,7 +264,8 @@ def test_a_payment_being_recorded_does_not_hold_the_sweep_up(billing_url: str, b
     with opened(billing_url, purpose="application") as other, other.transaction():
         other.execute(
             "INSERT INTO billing.payments (payment_ref, subscription_id, occurred_at, amount_minor, currency, outcome)"
-            " SELECT 'p', subscription_id, now(), 1, 'EUR', 'succeeded' FROM billing.subscriptions WHERE subscription_ref = 's1'"
+            " SELECT 'p', subscription_id, now(), 1, 'EUR', 'succeeded' FROM"
+            " billing.subscriptions WHERE subscription_ref = 's1'"
         )
         assert sweep(billing).started == 1
 
@@ -335,7 +337,8 @@ def test_the_choice_of_due_pauses_reads_the_partial_indexes(billing: Connection)
     billing.execute(
         "INSERT INTO billing.subscription_pauses (pause_ref, subscription_id, starts_at, ends_at, kind, state)"
         " SELECT 'x' || subscription_id, subscription_id, %s + subscription_id * interval '1 minute',"
-        " %s + subscription_id * interval '2 minutes', 'customer', CASE WHEN subscription_id %% 2 = 0 THEN 'active' ELSE 'scheduled' END"
+        " %s + subscription_id * interval '2 minutes', 'customer', CASE WHEN subscription_id"
+        " %% 2 = 0 THEN 'active' ELSE 'scheduled' END"
         " FROM billing.subscriptions",
         (NOON, NOON),
     )
@@ -349,7 +352,7 @@ def test_the_choice_of_due_pauses_reads_the_partial_indexes(billing: Connection)
             "subscription_pauses_due_end",
         ),
     ):
-        statement = getattr(queries("billing"), name).sql
+        statement = getattr(queries("billing_sweep"), name).sql
         plan = "\n".join(row["QUERY PLAN"] for row in billing.execute(f"EXPLAIN {statement}", {**common, **parameters}))
         assert index in plan
         assert "Seq Scan on subscriptions" not in plan

@@ -28,6 +28,7 @@ from flexpay_pipelines.sandbox.stripe_server import StripeSandbox
 from tests.payments.conftest import NOW, change, command, outbox, quiet, stripe_id
 
 PAUSE = json.dumps({"mode": "collection", "resumes_at": None})
+MODES = ("collection", "subscription")
 RESUME = json.dumps({"mode": "collection"})
 
 
@@ -107,7 +108,7 @@ def test_a_resumed_subscription_is_not_billed_before_the_date_that_the_pause_mov
     assert shown["id"] in {one["data"]["object"]["parent"]["subscription_details"]["subscription"] for one in made}
 
 
-@pytest.mark.parametrize("case", list(product(("collection", "subscription"), ("collection", "subscription"), (True, False)))))
+@pytest.mark.parametrize("case", list(product(MODES, MODES, (True, False))))
 def test_a_pause_is_ended_in_the_way_in_which_it_was_made(
     company: Connection, gateway: StripeGateway, clock: FixedClock, case: tuple[str, str, bool]
 ) -> None:

@@ -1,0 +1,165 @@
+-- name: first_month()$
+-- description: The month in which the first interval begins; null where there is none.
+SELECT cast(date_trunc('month', min(valid_from) AT TIME ZONE 'UTC') AS date) AS month FROM metric_intervals;
+
+-- name: insert_cohorts(first, last)!
+-- description: For each month in which customers were new, what is left of them at the end of each month from first to last.
+INSERT INTO metric_cohorts (
+    cohort, period, currency, customers_start, customers, paying_customers, run_start, run_end
+)
+WITH cohorts AS (
+    SELECT
+        customer_id,
+        period AS cohort
+    FROM metric_customer_periods
+    WHERE movement = 'new'
+),
+
+steps AS (
+    SELECT
+        k.cohort,
+        c.currency,
+        c.period,
+        sum(c.run_after - c.run_before) AS run,
+        sum(cast(c.with_after AS integer) - cast(c.with_before AND c.period > k.cohort AS integer)) AS customers,
+        sum(cast(c.run_after > 0 AS integer) - cast(c.run_before > 0 AS integer)) AS paying_customers
+    FROM cohorts AS k
+    INNER JOIN metric_customer_periods AS c ON k.customer_id = c.customer_id AND k.cohort <= c.period
+    WHERE c.period >= :first
+    GROUP BY k.cohort, c.currency, c.period
+),
+
+lines AS (
+    SELECT
+        cohort,
+        currency
+    FROM steps
+    UNION
+    SELECT
+        cohort,
+        currency
+    FROM metric_cohort_base
+),
+
+levels AS (
+    SELECT
+        s.cohort,
+        s.currency,
+        cast(m.at AS date) AS period,
+        b.customers_start AS base_customers_start,
+        b.run_start AS base_run_start,
+        coalesce(b.run_end, 0) + coalesce(sum(t.run) OVER w, 0) AS run,
+        coalesce(b.customers, 0) + coalesce(sum(t.customers) OVER w, 0) AS customers,
+        coalesce(b.paying_customers, 0) + coalesce(sum(t.paying_customers) OVER w, 0) AS paying_customers
+    FROM lines AS s
+    CROSS JOIN LATERAL generate_series(
+        greatest(cast(s.cohort AS timestamp), cast(:first AS timestamp)), cast(:last AS timestamp), '1 month'
+    ) AS m (at)
+    LEFT JOIN metric_cohort_base AS b ON s.cohort = b.cohort AND s.currency = b.currency
+    LEFT JOIN steps AS t ON s.cohort = t.cohort AND s.currency = t.currency AND t.period = cast(m.at AS date)
+    WINDOW w AS (PARTITION BY s.cohort, s.currency ORDER BY m.at ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)
+),
+
+framed AS (
+    SELECT
+        l.*,
+        coalesce(l.base_customers_start, first_value(l.customers) OVER w) AS customers_start,
+        coalesce(l.base_run_start, first_value(l.run) OVER w) AS run_start
+    FROM levels AS l
+    WINDOW w AS (PARTITION BY l.cohort, l.currency ORDER BY l.period)
+)
+
+SELECT
+    f.cohort,
+    f.period,
+    f.currency,
+    f.customers_start,
+    f.customers,
+    f.paying_customers,
+    f.run_start,
+    f.run AS run_end
+FROM framed AS f
+INNER JOIN metric_periods AS p ON f.period = p.period;
+
+-- name: missing_cohort_rate()^
+-- description: The first cohort month for which no rate is known.
+SELECT
+    r.currency,
+    w.last_day AS day
+FROM metric_cohorts AS c
+INNER JOIN metric_rates AS r ON c.cohort = r.period AND c.currency = r.currency
+INNER JOIN metric_windows AS w ON r.period = w.period
+WHERE r.rate_now IS NULL
+ORDER BY day, r.currency
+LIMIT 1;
+
+-- name: cohort_rows()
+-- description: Retention by cohort and month, at the rates of the cohort month, so that rates do not look like retention.
+SELECT
+    to_char(c.cohort, 'YYYY-MM') AS cohort,
+    to_char(c.period, 'YYYY-MM') AS period,
+    cast(
+        extract(YEAR FROM age(c.period, c.cohort)) * 12 + extract(MONTH FROM age(c.period, c.cohort)) AS bigint
+    ) AS months,
+    r.shown AS currency,
+    cast(sum(c.customers_start) AS bigint) AS customers_start,
+    cast(sum(c.customers) AS bigint) AS customers,
+    cast(sum(c.paying_customers) AS bigint) AS paying_customers,
+    round(sum(c.customers) / sum(c.customers_start), 6) AS customer_retention,
+    sum(c.run_start * r.rate_now) AS start,
+    sum(c.run_end * r.rate_now) AS "end",
+    round(sum(c.run_end * r.rate_now) / sum(c.run_start * r.rate_now), 6) AS run_rate_retention
+FROM metric_cohorts AS c
+INNER JOIN metric_rates AS r ON c.cohort = r.period AND c.currency = r.currency
+GROUP BY c.cohort, c.period, r.shown
+ORDER BY c.cohort, c.period, r.shown;
+
+-- name: keep_cohorts()!
+-- description: Replaces the cohorts of the months in metric_periods.
+WITH dropped AS (
+    DELETE FROM analytics.cohorts AS s
+    USING metric_periods AS p
+    WHERE s.period = p.period
+        AND NOT EXISTS (
+            SELECT 1 FROM metric_cohorts AS m
+            WHERE m.cohort = s.cohort AND m.period = s.period AND m.currency = s.currency
+        )
+)
+
+INSERT INTO analytics.cohorts (
+    cohort, period, currency, customers_start, customers, paying_customers, start_minor, end_minor
+)
+SELECT
+    cohort,
+    period,
+    currency,
+    customers_start,
+    customers,
+    paying_customers,
+    run_start,
+    run_end
+FROM metric_cohorts
+ON CONFLICT (period, cohort, currency) DO UPDATE SET
+    customers_start = excluded.customers_start,
+    customers = excluded.customers,
+    paying_customers = excluded.paying_customers,
+    start_minor = excluded.start_minor,
+    end_minor = excluded.end_minor;
+
+-- name: cohort_base(before)$
+-- description: The newest stored month before another: its cohorts stand, and later months are built on them.
+SELECT max(period) AS period FROM analytics.cohorts WHERE period < :before;
+
+-- name: load_cohort_base(period)!
+-- description: The cohorts of that month.
+INSERT INTO metric_cohort_base (cohort, currency, customers_start, customers, paying_customers, run_start, run_end)
+SELECT
+    cohort,
+    currency,
+    customers_start,
+    customers,
+    paying_customers,
+    start_minor,
+    end_minor
+FROM analytics.cohorts
+WHERE period = :period;

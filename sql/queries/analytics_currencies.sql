@@ -1,0 +1,71 @@
+-- name: insert_native_rates()!
+-- description: Every currency as itself: one for one, no effect of rates.
+INSERT INTO metric_rates (period, currency, shown, rate_before, rate_now)
+WITH currencies AS (
+    SELECT DISTINCT currency FROM billing.customers
+)
+
+SELECT
+    w.period,
+    c.currency,
+    c.currency AS shown,
+    1 AS rate_before,
+    1 AS rate_now
+FROM metric_windows AS w
+CROSS JOIN currencies AS c;
+
+-- name: insert_reporting_rates(reporting_currency, currencies, factors)!
+-- description: The newest rate of the last day or before it, for the start and the end of each period; null where none is known.
+INSERT INTO metric_rates (period, currency, shown, rate_before, rate_now)
+SELECT
+    w.period,
+    c.currency,
+    :reporting_currency AS shown,
+    CASE WHEN c.currency = :reporting_currency THEN 1 ELSE c.factor * b.rate END AS rate_before,
+    CASE WHEN c.currency = :reporting_currency THEN 1 ELSE c.factor * n.rate END AS rate_now
+FROM metric_windows AS w
+CROSS JOIN unnest(cast(:currencies AS text []), cast(:factors AS numeric [])) AS c (currency, factor)
+LEFT JOIN LATERAL (
+    SELECT f.rate FROM billing.fx_rates AS f
+    WHERE f.currency = c.currency AND f.reporting_currency = :reporting_currency AND f.date <= w.before_day
+    ORDER BY f.date DESC LIMIT 1
+) AS b ON TRUE
+LEFT JOIN LATERAL (
+    SELECT f.rate FROM billing.fx_rates AS f
+    WHERE f.currency = c.currency AND f.reporting_currency = :reporting_currency AND f.date <= w.last_day
+    ORDER BY f.date DESC LIMIT 1
+) AS n ON TRUE;
+
+-- name: insert_unknown_rates()!
+-- description: No rates at all: whatever would be added over currencies stays null.
+INSERT INTO metric_rates (period, currency, shown, rate_before, rate_now)
+WITH currencies AS (
+    SELECT DISTINCT currency FROM billing.customers
+)
+
+SELECT
+    w.period,
+    c.currency,
+    NULL AS shown,
+    NULL AS rate_before,
+    NULL AS rate_now
+FROM metric_windows AS w
+CROSS JOIN currencies AS c;
+
+-- name: currencies()
+-- description: The currencies that customers pay in.
+SELECT DISTINCT currency FROM billing.customers ORDER BY currency;
+
+-- name: missing_rate(rolling)^
+-- description: The first day on which an amount stands in a currency for which no rate is known.
+SELECT
+    r.currency,
+    CASE WHEN r.rate_now IS NULL AND s.period IS NOT NULL THEN w.last_day ELSE w.before_day END AS day
+FROM metric_rates AS r
+INNER JOIN metric_windows AS w ON r.period = w.period
+LEFT JOIN metric_summary AS s ON w.last_period = s.period AND r.currency = s.currency AND s.kind = 'total'
+LEFT JOIN metric_summary AS b ON w.before_period = b.period AND r.currency = b.currency AND b.kind = 'total'
+WHERE (r.rate_now IS NULL AND s.period IS NOT NULL)
+    OR (r.rate_before IS NULL AND (b.run_end <> 0 OR (NOT :rolling AND s.run_start <> 0)))
+ORDER BY day, r.currency
+LIMIT 1;

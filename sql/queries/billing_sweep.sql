@@ -1,0 +1,294 @@
+-- The pause sweep: what is due and not done, by the batch.
+
+-- name: planned_sweep(up_to)^
+-- What is due by an instant and not done. A pause whose start and end have both passed counts under both.
+SELECT
+    count(*) FILTER (WHERE to_start) AS to_start,
+    count(*) FILTER (WHERE kind <> 'payment_failure' AND ends) AS to_end,
+    count(*) FILTER (WHERE kind = 'payment_failure' AND ends) AS to_suspend,
+    count(*) FILTER (WHERE to_start) + count(*) FILTER (WHERE ends) AS due,
+    min(due_at) AS oldest_due_at
+FROM (
+    SELECT
+        TRUE AS to_start,
+        coalesce(ends_at <= :up_to, FALSE) AS ends,
+        kind,
+        starts_at AS due_at
+    FROM billing.subscription_pauses
+    WHERE state = 'scheduled' AND starts_at <= :up_to
+    UNION ALL
+    SELECT
+        FALSE AS to_start,
+        TRUE AS ends,
+        kind,
+        ends_at AS due_at
+    FROM billing.subscription_pauses
+    WHERE state = 'active' AND ends_at <= :up_to
+) AS due;
+
+-- name: plan_for_batches()^
+-- For this transaction: rows are found by their keys, not by reading the whole table for each batch of it.
+SELECT
+    set_config('random_page_cost', '1.1', TRUE) AS random_page_cost,
+    set_config('plan_cache_mode', 'force_custom_plan', TRUE) AS plan_cache_mode;
+
+-- name: forget_plans()!
+-- The ledger's trigger keeps the plan of its first call, made for as few rows as that one changed: a batch needs one of its own.
+DISCARD PLANS;
+
+-- name: start_due_pauses(up_to, passed, pause_mode, batch_size)^
+-- Start one batch of due pauses: those still running at up_to, or (passed) those that are over by then already, which Stripe is
+-- not told of. Rows that somebody else holds are left to him; a later pause waits for the one before it.
+WITH due AS MATERIALIZED (
+    SELECT
+        p.pause_id,
+        p.subscription_id,
+        p.kind,
+        p.starts_at,
+        p.ends_at,
+        s.status
+    FROM billing.subscription_pauses AS p
+    INNER JOIN billing.subscriptions AS s ON p.subscription_id = s.subscription_id
+    WHERE
+        p.state = 'scheduled' AND p.starts_at <= :up_to
+        AND coalesce(p.ends_at <= :up_to, FALSE) = :passed
+        AND EXISTS (SELECT 1 FROM billing.feature_flags AS f WHERE f.feature = 'pauses' AND f.enabled)
+        AND NOT EXISTS (
+            SELECT 1 FROM billing.subscription_pauses AS earlier
+            WHERE
+                earlier.subscription_id = p.subscription_id AND earlier.starts_at < p.starts_at
+                AND earlier.state IN ('scheduled', 'active')
+        )
+    ORDER BY p.starts_at, p.pause_id
+    LIMIT :batch_size
+    FOR NO KEY UPDATE OF p, s SKIP LOCKED
+),
+
+changed AS (
+    UPDATE billing.subscriptions AS s
+    SET
+        status = CASE WHEN due.kind = 'payment_failure' THEN 'past_due' ELSE 'paused' END,
+        version = s.version + 1, changed_at = due.starts_at, change_reason = 'pause sweep: ' || due.kind
+    FROM due
+    WHERE
+        s.subscription_id = due.subscription_id
+        AND (s.status IN ('active', 'trialing') OR (s.status = 'past_due' AND due.kind <> 'payment_failure'))
+    RETURNING s.subscription_id, s.version, s.stripe_subscription_id, due.pause_id, due.kind, due.ends_at, due.status AS was
+),
+
+marked AS (
+    UPDATE billing.subscription_pauses AS p
+    SET
+        state = CASE WHEN due.status IN ('canceled', 'suspended') THEN 'canceled' ELSE 'active' END,
+        version = p.version + 1, changed_at = due.starts_at
+    FROM due
+    -- Not "=": the planner would take the partial index, where statistics lag, and walk all of it for each row.
+    WHERE p.pause_id = due.pause_id AND p.state IS NOT DISTINCT FROM 'scheduled'
+),
+
+told AS (
+    INSERT INTO billing.stripe_commands (idempotency_key, subscription_id, operation, parameters)
+    SELECT
+        subscription_id || ':pause:' || version AS idempotency_key,
+        subscription_id,
+        'pause' AS operation,
+        jsonb_build_object('mode', cast(:pause_mode AS text), 'resumes_at', ends_at) AS parameters
+    FROM changed
+    WHERE kind <> 'payment_failure' AND NOT :passed AND stripe_subscription_id IS NOT NULL
+    RETURNING command_id
+),
+
+skipped AS (
+    -- Counted, not joined: a join of two CTEs is planned blind, and a nested loop over a batch is quadratic.
+    SELECT
+        'subscription ' || status AS reason,
+        sum(change) AS rows
+    FROM (SELECT
+        status,
+        1 AS change
+    FROM due
+    UNION ALL
+    SELECT
+        was AS status,
+        -1 AS change
+    FROM changed) AS counted
+    GROUP BY status
+    HAVING sum(change) > 0
+)
+
+SELECT
+    (SELECT count(*) FROM due) AS due,
+    (SELECT count(*) FROM changed) AS changed,
+    (SELECT count(*) FROM told) AS commands,
+    (SELECT min(starts_at) FROM due) AS oldest_due_at,
+    (SELECT coalesce(jsonb_object_agg(reason, rows), '{}') FROM skipped) AS skipped,
+    -- Only a passed pause is looked at again at once, by its id.
+    CASE WHEN :passed THEN (SELECT array_agg(pause_id) FROM changed) END AS pause_ids;
+
+-- name: end_due_pauses(up_to, pause_ids, quiet, pause_mode, move_next_payment, batch_size)^
+-- End one batch of due pauses (pause_ids: only these): customer and admin pauses resume, a grace period that ran out suspends.
+-- Quiet: Stripe never heard of the start, so it is not told of the end either; of a suspension it is always told.
+-- Rare lookups (time zone, frequency: a column that need not be deployed) are made only for the rows that need them.
+WITH due AS MATERIALIZED (
+    SELECT
+        p.pause_id,
+        p.subscription_id,
+        p.kind,
+        p.starts_at,
+        p.ends_at,
+        s.status,
+        s.customer_id,
+        s.next_payment_at,
+        s.billing_anchor,
+        CASE
+            WHEN s.next_payment_at IS NULL OR NOT :move_next_payment
+                THEN coalesce(to_jsonb(s) ->> 'payment_frequency', 'MONTHLY')
+        END AS payment_frequency
+    FROM billing.subscription_pauses AS p
+    INNER JOIN billing.subscriptions AS s ON p.subscription_id = s.subscription_id
+    WHERE
+        p.state = 'active' AND p.ends_at <= :up_to
+        AND (cast(:pause_ids AS bigint[]) IS NULL OR p.pause_id = any(cast(:pause_ids AS bigint[])))
+        AND EXISTS (SELECT 1 FROM billing.feature_flags AS f WHERE f.feature = 'pauses' AND f.enabled)
+        AND NOT EXISTS (
+            SELECT 1 FROM billing.subscription_pauses AS earlier
+            WHERE
+                earlier.subscription_id = p.subscription_id AND earlier.starts_at < p.starts_at
+                AND earlier.state IN ('scheduled', 'active')
+        )
+    ORDER BY p.ends_at, p.pause_id
+    LIMIT :batch_size
+    FOR NO KEY UPDATE OF p, s SKIP LOCKED
+),
+
+held_up AS (
+    -- The payment that the pause held up; an import need not know it.
+    SELECT
+        due.*,
+        coalesce(due.next_payment_at, billing.next_payment_at(
+            due.billing_anchor, due.payment_frequency, due.starts_at - interval '1 microsecond',
+            (SELECT c.time_zone FROM billing.customers AS c WHERE c.customer_id = due.customer_id)
+        )) AS payment_at
+    FROM due
+),
+
+planned AS (
+    SELECT
+        held_up.*,
+        :move_next_payment AND kind <> 'payment_failure' AND payment_at >= starts_at AS moved,
+        CASE
+            WHEN kind = 'payment_failure' OR payment_at < starts_at THEN next_payment_at
+            WHEN :move_next_payment THEN payment_at + (ends_at - starts_at)
+            WHEN payment_at >= ends_at THEN payment_at
+            -- What fell into the pause is not asked for; a payment at the very end of it is.
+            ELSE billing.next_payment_at(
+                billing_anchor, payment_frequency, ends_at - interval '1 microsecond',
+                (SELECT c.time_zone FROM billing.customers AS c WHERE c.customer_id = held_up.customer_id)
+            )
+        END AS resumed_payment_at
+    FROM held_up
+),
+
+changed AS (
+    UPDATE billing.subscriptions AS s
+    SET
+        status = CASE WHEN planned.kind = 'payment_failure' THEN 'suspended' ELSE 'active' END,
+        version = s.version + 1, changed_at = planned.ends_at,
+        change_reason = 'pause sweep: ' || planned.kind || ' ended',
+        next_payment_at = planned.resumed_payment_at,
+        -- Dates to come are counted from the one that was moved, or the next period would be shorter by the pause.
+        billing_anchor = CASE WHEN planned.moved THEN planned.resumed_payment_at ELSE s.billing_anchor END
+    FROM planned
+    WHERE
+        s.subscription_id = planned.subscription_id
+        AND s.status = CASE WHEN planned.kind = 'payment_failure' THEN 'past_due' ELSE 'paused' END
+    RETURNING
+        s.subscription_id, s.version, s.stripe_subscription_id, s.next_payment_at, planned.kind, planned.moved,
+        planned.status AS was, CASE WHEN planned.kind = 'payment_failure' THEN 'pause' ELSE 'resume' END AS operation
+),
+
+marked AS (
+    UPDATE billing.subscription_pauses AS p
+    SET state = 'completed', version = p.version + 1, changed_at = due.ends_at
+    FROM due
+    WHERE p.pause_id = due.pause_id AND p.state IS NOT DISTINCT FROM 'active'
+),
+
+told AS (
+    INSERT INTO billing.stripe_commands (idempotency_key, subscription_id, operation, parameters)
+    SELECT
+        subscription_id || ':' || operation || ':' || version AS idempotency_key,
+        subscription_id,
+        operation,
+        CASE
+            WHEN kind = 'payment_failure' THEN jsonb_build_object('mode', cast(:pause_mode AS text), 'resumes_at', NULL)
+            -- Stripe is resumed in the way in which it was paused, also when the setting has changed in between.
+            -- (No ORDER BY … LIMIT 1 over the key: where statistics lag, that is planned as a walk through the whole outbox.)
+            ELSE jsonb_build_object('mode', coalesce((
+                SELECT (array_agg(c.parameters ->> 'mode' ORDER BY c.command_id DESC))[1]
+                FROM billing.stripe_commands AS c
+                WHERE c.subscription_id = changed.subscription_id AND c.operation = 'pause'
+            ), cast(:pause_mode AS text))) || CASE
+                WHEN moved THEN jsonb_build_object('next_payment_at', next_payment_at)
+                ELSE '{}'
+            END
+        END AS parameters
+    FROM changed
+    WHERE stripe_subscription_id IS NOT NULL AND (kind = 'payment_failure' OR NOT :quiet)
+    RETURNING command_id
+),
+
+skipped AS (
+    -- Counted, not joined: a join of two CTEs is planned blind, and a nested loop over a batch is quadratic.
+    SELECT
+        'subscription ' || status AS reason,
+        sum(change) AS rows
+    FROM (SELECT
+        status,
+        1 AS change
+    FROM due
+    UNION ALL
+    SELECT
+        was AS status,
+        -1 AS change
+    FROM changed) AS counted
+    GROUP BY status
+    HAVING sum(change) > 0
+)
+
+SELECT
+    (SELECT count(*) FROM due) AS due,
+    (SELECT count(*) FROM changed WHERE kind <> 'payment_failure') AS ended,
+    (SELECT count(*) FROM changed WHERE kind = 'payment_failure') AS suspended,
+    (SELECT count(*) FROM told) AS commands,
+    (SELECT min(ends_at) FROM due) AS oldest_due_at,
+    (SELECT coalesce(jsonb_object_agg(reason, rows), '{}') FROM skipped) AS skipped;
+
+-- name: pauses_by_hour(since, until)
+-- For each hour of [since, until): transitions due in it, and how many of them are done. Canceled pauses were never due.
+WITH transitions AS (
+    SELECT
+        starts_at AS due_at,
+        state IN ('active', 'completed') AS done
+    FROM billing.subscription_pauses
+    WHERE state <> 'canceled' AND starts_at >= :since AND starts_at < :until
+    UNION ALL
+    SELECT
+        ends_at AS due_at,
+        state = 'completed' AS done
+    FROM billing.subscription_pauses
+    WHERE state <> 'canceled' AND ends_at >= :since AND ends_at < :until
+)
+
+SELECT
+    h.hour,
+    count(t.due_at) AS due,
+    count(t.due_at) FILTER (WHERE t.done) AS done
+FROM generate_series(
+    date_trunc('hour', cast(:since AS timestamptz), 'UTC'),
+    cast(:until AS timestamptz) - interval '1 microsecond',
+    interval '1 hour'
+) AS h (hour)
+LEFT JOIN transitions AS t ON date_trunc('hour', t.due_at, 'UTC') = h.hour
+GROUP BY h.hour
+ORDER BY h.hour;
