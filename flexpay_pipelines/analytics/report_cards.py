@@ -102,9 +102,11 @@ def cards(series: Series) -> list[Card]:
             lambda d: series.total("customers", d),
         ),
         _card(
-            series, Headline("Customer churn", "30 days", share, False), lambda d: series.rate("customer_churn_rate", d)
+            series,
+            Headline("Customer churn", "of customers, 30 days", share, False),
+            lambda d: series.rate("customer_churn_rate", d),
         ),
-        _card(series, Headline("Net revenue retention", "30 days", share, True), lambda d: series.rate("nrr", d)),
+        _card(series, Headline("Net retention", "of MRR, 30 days", share, True), lambda d: series.rate("nrr", d)),
         _card(
             series,
             Headline("Quick ratio", "gained / lost, 30 days", "ratio", True),
@@ -115,7 +117,9 @@ def cards(series: Series) -> list[Card]:
             series, Headline("Paused", "subscriptions", "int", False), lambda d: series.total("paused_subscriptions", d)
         ),
         _card(
-            series, Headline("Gross MRR churn", "30 days", share, False), lambda d: series.rate("gross_mrr_churn", d)
+            series,
+            Headline("Gross MRR churn", "of MRR, 30 days", share, False),
+            lambda d: series.rate("gross_mrr_churn", d),
         ),
     ]
 

@@ -84,6 +84,7 @@ def churn_risk(context: dg.AssetExecutionContext, flexpay: FlexPay) -> dg.Materi
     group_name=GROUP,
     kinds={"html", "parquet"},
     partitions_def=DAYS,
+    backfill_policy=ONE_RUN,
 )
 def daily_report(context: dg.AssetExecutionContext, flexpay: FlexPay) -> dg.MaterializeResult[None]:
     """The day on one page for people, and the same figures as Parquet and CSV for analysts."""
@@ -91,20 +92,22 @@ def daily_report(context: dg.AssetExecutionContext, flexpay: FlexPay) -> dg.Mate
     from flexpay_pipelines.analytics import key_figures, trend_svg
 
     with flexpay.step(context, "report", "daily report") as step:
-        day = date.fromisoformat(context.partition_key)
         currency = step.settings.reporting_currency
-        files = write_report(
-            step.billing,
-            day=day,
-            folder=step.settings.home / "reports" / day.isoformat(),
-            clock=step.clock,
-            reporting_currency=currency,
-        )
+        for key in context.partition_keys:
+            files = write_report(
+                step.billing,
+                day=date.fromisoformat(key),
+                folder=step.settings.home / "reports" / key,
+                clock=step.clock,
+                reporting_currency=currency,
+            )
+            step.progress(f"The report of {key} is {files.html}.")
+        last = date.fromisoformat(context.partition_keys[-1])
         return dg.MaterializeResult(
             metadata={
-                **figures(key_figures(step.billing, day=day, reporting_currency=currency)),
+                **figures(key_figures(step.billing, day=last, reporting_currency=currency)),
                 "report": dg.MetadataValue.path(files.html),
-                "trend": dg.MetadataValue.md(trend_svg(step.billing, day=day, reporting_currency=currency)),
+                "trend": dg.MetadataValue.md(trend_svg(step.billing, day=last, reporting_currency=currency)),
             }
         )
 

@@ -20,10 +20,12 @@ from flexpay_pipelines.settings import CHECKOUT
 
 if TYPE_CHECKING:
     from flexpay_pipelines.health import Finding
+    from flexpay_pipelines.monitoring import DatabaseSample
 
 GROUP = "migration"
 LOCK_FILE = CHECKOUT / "requirements.lock"
 ENVIRONMENT = dg.AssetKey(["deploy", "environment"])
+BASELINE = dg.AssetKey(["deploy", "baseline"])
 RELEASE = dg.AssetKey(["deploy", "release"])
 PRE_DEPLOY_BACKUP = dg.AssetKey(["backups", "pre_deploy"])
 
@@ -64,6 +66,28 @@ def _acceptable(findings: Sequence["Finding"]) -> dg.MetadataValue:
     return table(asdict(found) for found in findings)
 
 
+@dg.asset(key=BASELINE, deps=[schema_key("ops")], group_name=GROUP, kinds={"postgres"})
+def baseline(context: dg.AssetExecutionContext, flexpay: FlexPay) -> dg.MaterializeResult[None]:
+    """How fast the database is before the first migration: what the sensor `database_degradation` compares with."""
+    from flexpay_pipelines import migrations
+    from flexpay_pipelines.monitoring import take_database_baseline
+
+    with flexpay.step(context, "measure", "database before the deploy") as step:
+        if "core" not in migrations.deployed(step.settings.billing):
+            step.progress("Nothing is deployed yet, so there is nothing to measure.")
+            return dg.MaterializeResult(metadata={"source": "nothing to measure on a first deploy"})
+        sample = take_database_baseline(step.billing, step.control, clock=step.clock)
+        return dg.MaterializeResult(metadata={"source": sample.source, "statements": statement_times(sample)})
+
+
+def statement_times(sample: "DatabaseSample") -> dg.MetadataValue:
+    """The statements of a sample with their calls and mean times."""
+    return table(
+        {"statement": name, "calls": calls, "mean_ms": round(total / calls, 3)}
+        for name, (calls, total) in sorted(sample.times.items())
+    )
+
+
 def _url(step: Step, component: str) -> str:
     return step.settings.control if COMPONENTS[component].database == CONTROL else step.settings.billing
 
@@ -71,7 +95,7 @@ def _url(step: Step, component: str) -> str:
 def _component_schema(component: str) -> dg.AssetsDefinition:
     before = [schema_key(name) for name in COMPONENTS[component].depends_on]
     # The control database holds the backup catalog: it comes before the backup, the billing components after it.
-    before += [ENVIRONMENT] if COMPONENTS[component].database == CONTROL else [PRE_DEPLOY_BACKUP]
+    before += [ENVIRONMENT] if COMPONENTS[component].database == CONTROL else [PRE_DEPLOY_BACKUP, BASELINE]
 
     @dg.asset(
         key=schema_key(component),
@@ -164,7 +188,7 @@ def release(context: dg.AssetExecutionContext, config: ReleaseConfig, flexpay: F
     """The release, recorded once the databases are found healthy; from here on the sensors judge it."""
     from flexpay_pipelines import migrations
     from flexpay_pipelines.health import check_health
-    from flexpay_pipelines.monitoring import keep_lock, record_deploy, take_database_baseline
+    from flexpay_pipelines.monitoring import keep_lock, record_deploy
 
     with flexpay.step(context, "deploy", f"release {config.release}") as step:
         findings = check_health(step.billing, step.control, clock=step.clock)
@@ -172,7 +196,6 @@ def release(context: dg.AssetExecutionContext, config: ReleaseConfig, flexpay: F
         revisions = migrations.deployed(step.settings.billing) | migrations.deployed(
             step.settings.control, database=CONTROL
         )
-        take_database_baseline(step.billing, step.control, clock=step.clock)
         deploy_id = record_deploy(
             step.control,
             release=config.release,
@@ -188,7 +211,7 @@ def release(context: dg.AssetExecutionContext, config: ReleaseConfig, flexpay: F
         )
 
 
-ASSETS = [environment, *(_component_schema(name) for name in COMPONENTS), release]
+ASSETS = [environment, baseline, *(_component_schema(name) for name in COMPONENTS), release]
 CHECKS = [_component_checks(name) for name in COMPONENTS]
 
 deploy = dg.define_asset_job(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from flexpay_pipelines.defs.migrations import LOCK_FILE
+from flexpay_pipelines.defs.migrations import LOCK_FILE, statement_times
 from flexpay_pipelines.defs.payments import STRIPE_EVENTS
 from flexpay_pipelines.defs.presentation import figures, table
 from flexpay_pipelines.defs.resources import ACTOR_TAG, FlexPay, Session
@@ -86,11 +86,7 @@ def database_performance(context: dg.AssetExecutionContext, flexpay: FlexPay) ->
 
     with flexpay.step(context, "measure", "database") as step:
         sample = sample_database(step.billing, clock=step.clock)
-        statements = [
-            {"statement": name, "calls": calls, "mean_ms": round(total / calls, 3)}
-            for name, (calls, total) in sorted(sample.times.items())
-        ]
-        return dg.MaterializeResult(metadata={"source": sample.source, "statements": table(statements)})
+        return dg.MaterializeResult(metadata={"source": sample.source, "statements": statement_times(sample)})
 
 
 collect_metrics = dg.define_asset_job(

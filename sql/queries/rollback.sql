@@ -159,7 +159,9 @@ changed AS (
     UPDATE billing.subscriptions AS s
     SET
         payment_frequency = 'MONTHLY', amount_minor = terms.monthly_minor, version = s.version + 1, changed_at = :now,
-        change_reason = :reason
+        change_reason = :reason,
+        -- The date that was paid for is kept, and later dates follow from it: so Stripe does it too.
+        billing_anchor = coalesce(s.next_payment_at, s.billing_anchor)
     FROM terms
     WHERE s.subscription_id = terms.subscription_id AND s.payment_frequency <> 'MONTHLY' AND s.status <> 'canceled'
     RETURNING

@@ -52,7 +52,8 @@ restored AS (
         amount_minor = (judged.before ->> 'amount_minor')::bigint,
         version = s.version + 1,
         changed_at = :now,
-        change_reason = :reason
+        change_reason = :reason,
+        billing_anchor = coalesce(s.next_payment_at, s.billing_anchor)
     FROM judged
     WHERE s.subscription_id = judged.subject_id AND judged.left_because IS NULL
     RETURNING s.subscription_id, s.plan, s.currency, s.payment_frequency, s.amount_minor, s.version, judged.at_stripe

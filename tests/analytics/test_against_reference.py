@@ -24,18 +24,15 @@ random_histories = settings(
 )
 
 
-@pytest.mark.parametrize("grain", ["day", "month"])
-@random_histories
-@given(events=histories(), known=st.one_of(st.none(), st.integers(0, DAYS)), paused_days=st.sampled_from([90, 90, 20]))
-def test_movements(
-    billing: Connection, grain: Literal["day", "month"], events: list[Event], known: int | None, paused_days: int
+def compare_movements(
+    connection: Connection, grain: Literal["day", "month"], events: list[Event], known: int | None, paused_days: int
 ) -> None:
     known_at = None if known is None else ORIGIN + timedelta(days=known)
     first = FIRST + timedelta(days=31)
-    with billing.transaction(force_rollback=True):
-        write(billing, events)
+    with connection.transaction(force_rollback=True):
+        write(connection, events)
         rows = movements(
-            billing,
+            connection,
             start=first,
             end=LAST,
             grain=grain,
@@ -46,6 +43,29 @@ def test_movements(
     wanted = all_movements(History(events, paused_days, known_at), FIRST, first, LAST, PERIODS[grain])
     assert len(found) == len(set(found))
     assert set(found) == wanted
+
+
+random_knowledge = st.one_of(st.none(), st.integers(0, DAYS))
+random_policy = st.sampled_from([90, 90, 20])
+
+
+@pytest.mark.parametrize("grain", ["day", "month"])
+@random_histories
+@given(events=histories(), known=random_knowledge, paused_days=random_policy)
+def test_movements(
+    billing: Connection, grain: Literal["day", "month"], events: list[Event], known: int | None, paused_days: int
+) -> None:
+    compare_movements(billing, grain, events, known, paused_days)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("grain", ["day", "month"])
+@settings(random_histories, max_examples=2_000)
+@given(events=histories(max_events=60), known=random_knowledge, paused_days=random_policy)
+def test_movements_of_thousands_of_histories(
+    billing: Connection, grain: Literal["day", "month"], events: list[Event], known: int | None, paused_days: int
+) -> None:
+    compare_movements(billing, grain, events, known, paused_days)
 
 
 @pytest.mark.parametrize("grain", ["day", "month"])

@@ -225,7 +225,9 @@ $$;
 CREATE TRIGGER subscriptions_history_insert AFTER INSERT ON billing.subscriptions
 REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION billing.record_new_subscriptions();
 
-CREATE FUNCTION billing.record_changed_subscriptions() RETURNS trigger LANGUAGE plpgsql AS $$
+-- A plan is kept for the session: one made for a single row, a nested loop, would be quadratic for a sweep's batch.
+CREATE FUNCTION billing.record_changed_subscriptions() RETURNS trigger LANGUAGE plpgsql
+SET enable_nestloop = off AS $$
 BEGIN
     IF current_setting('flexpay.ledger', true) = 'import' THEN
         RETURN NULL;

@@ -20,7 +20,9 @@ BEGIN
 END
 $$;
 
-CREATE OR REPLACE FUNCTION billing.record_changed_subscriptions() RETURNS trigger LANGUAGE plpgsql AS $$
+-- A plan is kept for the session: one made for a single row, a nested loop, would be quadratic for a sweep's batch.
+CREATE OR REPLACE FUNCTION billing.record_changed_subscriptions() RETURNS trigger LANGUAGE plpgsql
+SET enable_nestloop = off AS $$
 BEGIN
     IF current_setting('flexpay.ledger', true) = 'import' THEN
         RETURN NULL;

@@ -1,0 +1,121 @@
+"""The pause sweep of 100,000 due pauses among 1,000,000 subscriptions, against bare SQL that changes the same rows.
+
+The floor writes the same states, the same history (the ledger's trigger) and the same commands, in one transaction and
+without any of the sweep's guards: no locks, no re-checked predicates, no batches.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+from flexpay_pipelines.billing import SweepPolicy, sweep_pauses
+from flexpay_pipelines.clock import FixedClock
+from flexpay_pipelines.database import Connection, opened
+from flexpay_pipelines.migrations import deploy
+from flexpay_pipelines.sandbox import Cluster, scratch_cluster
+from tests.bench.ratio import Ratio
+
+SUBSCRIPTIONS = int(os.environ.get("BENCH_SUBSCRIPTIONS", "1000000"))
+DUE = SUBSCRIPTIONS // 10
+ROUNDS = 3
+LIMIT = 2.0
+NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
+LATER = NOON + timedelta(days=3)
+# Coprime to the number of subscriptions: due ones lie all over the table, as they do in life.
+STRIDE = 7919
+
+COMPANY = (
+    "SELECT set_config('flexpay.ledger', 'import', false)",
+    "INSERT INTO billing.plans VALUES ('pro', 'Pro')",
+    "INSERT INTO billing.customers (customer_ref, currency, time_zone)"
+    " SELECT 'c' || n, 'EUR', 'Europe/Berlin' FROM generate_series(1, %(all)s) AS n",
+    "INSERT INTO billing.subscriptions (subscription_ref, customer_id, plan, status, amount_minor, currency, started_at,"
+    " billing_anchor, next_payment_at, stripe_subscription_id, changed_at)"
+    " SELECT 's' || customer_id, customer_id, 'pro', 'active', 1000, 'EUR', '2026-01-31', '2026-01-31', '2026-03-31',"
+    " 'sub_' || customer_id, '2026-01-31' FROM billing.customers",
+    "INSERT INTO billing.subscription_events (subscription_id, customer_id, event, occurred_at, plan, payment_frequency,"
+    " amount_minor, quantity, currency)"
+    " SELECT subscription_id, customer_id, 'started', started_at, plan, 'MONTHLY', 1000, 1, 'EUR' FROM billing.subscriptions",
+    "INSERT INTO billing.subscription_pauses (pause_ref, subscription_id, starts_at, ends_at, kind)"
+    " SELECT 'p' || n, 1 + (n::bigint * %(stride)s) %% %(all)s, %(noon)s - n * interval '30 ms',"
+    " %(noon)s + interval '1 day' + n * interval '10 ms', 'customer' FROM generate_series(1, %(due)s) AS n",
+    "VACUUM ANALYZE",
+    "CHECKPOINT",
+)
+FLOOR_STARTS = (
+    "UPDATE billing.subscriptions AS s SET status = 'paused', version = s.version + 1, changed_at = p.starts_at,"
+    " change_reason = 'pause sweep: customer' FROM billing.subscription_pauses AS p"
+    " WHERE p.subscription_id = s.subscription_id AND p.state = 'scheduled' AND p.starts_at <= %(at)s",
+    "INSERT INTO billing.stripe_commands (idempotency_key, subscription_id, operation, parameters)"
+    " SELECT s.subscription_id || ':pause:' || s.version, s.subscription_id, 'pause',"
+    " jsonb_build_object('mode', 'collection', 'resumes_at', p.ends_at) FROM billing.subscription_pauses AS p"
+    " JOIN billing.subscriptions AS s USING (subscription_id) WHERE p.state = 'scheduled' AND p.starts_at <= %(at)s",
+    "UPDATE billing.subscription_pauses SET state = 'active', version = version + 1, changed_at = starts_at"
+    " WHERE state = 'scheduled' AND starts_at <= %(at)s",
+)
+FLOOR_ENDS = (
+    "UPDATE billing.subscriptions AS s SET status = 'active', version = s.version + 1, changed_at = p.ends_at,"
+    " change_reason = 'pause sweep: customer ended', next_payment_at = s.next_payment_at + (p.ends_at - p.starts_at),"
+    " billing_anchor = s.next_payment_at + (p.ends_at - p.starts_at) FROM billing.subscription_pauses AS p"
+    " WHERE p.subscription_id = s.subscription_id AND p.state = 'active' AND p.ends_at <= %(at)s",
+    "INSERT INTO billing.stripe_commands (idempotency_key, subscription_id, operation, parameters)"
+    " SELECT s.subscription_id || ':resume:' || s.version, s.subscription_id, 'resume',"
+    " jsonb_build_object('mode', 'collection', 'next_payment_at', s.next_payment_at)"
+    " FROM billing.subscription_pauses AS p"
+    " JOIN billing.subscriptions AS s USING (subscription_id) WHERE p.state = 'active' AND p.ends_at <= %(at)s",
+    "UPDATE billing.subscription_pauses SET state = 'completed', version = version + 1, changed_at = ends_at"
+    " WHERE state = 'active' AND ends_at <= %(at)s",
+)
+
+
+def _clone(cluster: Cluster, name: str) -> str:
+    with opened(cluster.url("template1"), purpose="bench") as connection:
+        connection.execute(f"DROP DATABASE IF EXISTS {name}".encode())
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE postgres STRATEGY file_copy".encode())
+        connection.execute("CHECKPOINT")
+    return cluster.url(name)
+
+
+def _floor(connection: Connection, statements: tuple[str, ...], at: datetime) -> None:
+    with connection.transaction():
+        for statement in statements:
+            connection.execute(statement.encode(), {"at": at})
+
+
+def _ours(connection: Connection, at: datetime) -> None:
+    done = sweep_pauses(connection, clock=FixedClock(at), policy=SweepPolicy(), progress=lambda _: None)
+    if (done.due, done.commands) != (DUE, DUE):
+        raise RuntimeError(f"the sweep did other work than the floor: {done}")
+
+
+def _timed(work: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def measure() -> list[Ratio]:
+    """Each round sweeps a fresh copy of the company in both ways, starts first, then ends."""
+    seconds: dict[str, list[float]] = {"starts": [], "ends": [], "bare starts": [], "bare ends": []}
+    with scratch_cluster() as cluster:
+        deploy(cluster.url(), ["core", "frequencies", "pauses"], record=lambda _: None, progress=lambda _: None)
+        with opened(cluster.url(), purpose="bench") as connection:
+            values = {"all": SUBSCRIPTIONS, "due": DUE, "stride": STRIDE, "noon": NOON}
+            for statement in COMPANY:
+                connection.execute(statement.encode(), values if "%(" in statement else None)
+        for _ in range(ROUNDS):
+            with opened(_clone(cluster, "bare"), purpose="bench") as connection:
+                seconds["bare starts"].append(_timed(lambda c=connection: _floor(c, FLOOR_STARTS, NOON)))  # type: ignore[misc]
+                seconds["bare ends"].append(_timed(lambda c=connection: _floor(c, FLOOR_ENDS, LATER)))  # type: ignore[misc]
+            with opened(_clone(cluster, "ours"), purpose="bench") as connection:
+                seconds["starts"].append(_timed(lambda c=connection: _ours(c, NOON)))  # type: ignore[misc]
+                seconds["ends"].append(_timed(lambda c=connection: _ours(c, LATER)))  # type: ignore[misc]
+    median = {name: statistics.median(taken) for name, taken in seconds.items()}
+    return [
+        Ratio(f"sweep: {DUE:,} {kind} among {SUBSCRIPTIONS:,}", median[kind], "bare SQL", median[f"bare {kind}"], LIMIT)
+        for kind in ("starts", "ends")
+    ]
