@@ -140,6 +140,8 @@ def _stage(settings: Settings, customers: int, seed: int) -> Iterator[Stage]:
         ready = stack.enter_context(prepared_instance(settings))
         stripe = stack.enter_context(running_stripe_server(ready.home / "stripe"))
         slack = stack.enter_context(running_slack_server(ready.home / "slack"))
+        export(variable("stripe_api_key"), stripe.api_key)
+        export(variable("stripe_api_base"), stripe.api_base)
         export(variable("slack_token"), slack.token)
         export(variable("slack_api_base"), slack.api_base)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from flexpay_pipelines.database import CONTROL, connect, sqlalchemy_url
 from flexpay_pipelines.errors import EXIT_BAD_INPUT, BadInput, FlexPayError, disk_errors
 from flexpay_pipelines.sandbox.services import local_services
-from flexpay_pipelines.settings import CHECKOUT, Settings, export, load_settings
+from flexpay_pipelines.settings import CHECKOUT, Settings, export, load_settings, variable
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -50,6 +50,9 @@ def prepared_instance(settings: Settings) -> Iterator[Settings]:
             home.mkdir(parents=True, exist_ok=True)
             (home / "dagster.yaml").write_text((CHECKOUT / "dagster.yaml").read_text())
         export("DAGSTER_HOME", str(home))
+        # Steps and child processes find the databases open, instead of each looking after embedded ones.
+        export(variable("billing_url"), ready.billing)
+        export(variable("control_url"), ready.control)
         # SQLAlchemy's default driver is psycopg 3; Dagster's NOTIFY needs psycopg2.
         export("FLEXPAY_DAGSTER_STORAGE_URL", sqlalchemy_url(ready.control, "psycopg2"))
         export("FLEXPAY_HOME", str(ready.home))

@@ -33,10 +33,10 @@ PERIOD_PRICE = {
     PaymentFrequency.YEARLY: Fraction(10),
 }
 FREQUENCY_SHARES = {
-    PaymentFrequency.WEEKLY: 40,
-    PaymentFrequency.BIWEEKLY: 22,
-    PaymentFrequency.MONTHLY: 27,
-    PaymentFrequency.QUARTERLY: 7,
+    PaymentFrequency.WEEKLY: 28,
+    PaymentFrequency.BIWEEKLY: 9,
+    PaymentFrequency.MONTHLY: 54,
+    PaymentFrequency.QUARTERLY: 5,
     PaymentFrequency.YEARLY: 4,
 }
 # Minor units of the currency for one euro cent on the price list.

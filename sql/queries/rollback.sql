@@ -160,8 +160,16 @@ changed AS (
     SET
         payment_frequency = 'MONTHLY', amount_minor = terms.monthly_minor, version = s.version + 1, changed_at = :now,
         change_reason = :reason,
-        -- The date that was paid for is kept, and later dates follow from it: so Stripe does it too.
-        billing_anchor = coalesce(s.next_payment_at, s.billing_anchor)
+        -- The end of the period that was billed is kept, and later dates follow from it: so Stripe does it too. A date
+        -- that has passed was billed already, whether or not it is paid.
+        billing_anchor = CASE
+            WHEN s.next_payment_at <= :now THEN (
+                SELECT billing.next_payment_at(s.billing_anchor, s.payment_frequency, s.next_payment_at, c.time_zone)
+                FROM billing.customers AS c
+                WHERE c.customer_id = s.customer_id
+            )
+            ELSE coalesce(s.next_payment_at, s.billing_anchor)
+        END
     FROM terms
     WHERE s.subscription_id = terms.subscription_id AND s.payment_frequency <> 'MONTHLY' AND s.status <> 'canceled'
     RETURNING

@@ -53,7 +53,14 @@ restored AS (
         version = s.version + 1,
         changed_at = :now,
         change_reason = :reason,
-        billing_anchor = coalesce(s.next_payment_at, s.billing_anchor)
+        billing_anchor = CASE
+            WHEN s.next_payment_at <= :now THEN (
+                SELECT billing.next_payment_at(s.billing_anchor, s.payment_frequency, s.next_payment_at, c.time_zone)
+                FROM billing.customers AS c
+                WHERE c.customer_id = s.customer_id
+            )
+            ELSE coalesce(s.next_payment_at, s.billing_anchor)
+        END
     FROM judged
     WHERE s.subscription_id = judged.subject_id AND judged.left_because IS NULL
     RETURNING s.subscription_id, s.plan, s.currency, s.payment_frequency, s.amount_minor, s.version, judged.at_stripe
