@@ -56,9 +56,7 @@ def dev(port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the UI
         from flexpay_pipelines.sandbox.services import local_services
 
         with local_services(ready, databases=(), stripe=True):
-            say(
-                f"The Dagster UI will be at http://127.0.0.1:{port}. Its schedules and sensors are off at first."
-            )
+            say(f"The Dagster UI will be at http://127.0.0.1:{port}. Its schedules and sensors are off at first.")
             say("Ctrl-C stops it and everything it started.")
             # A group of its own with default signals: all four of Dagster's processes end together.
             server = subprocess.Popen(

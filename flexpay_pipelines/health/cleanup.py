@@ -1,7 +1,7 @@
 """The weekly clean-up: what nobody reads any more goes, what is history stays.
 
-What belongs here: removing old tick records, settled deliveries and log files. What does not: backups (they have their own
-retention), the audit log, incidents and the ledger (they are kept for ever).
+What belongs here: removing old tick records, settled deliveries and log files. What does not: backups (they have a
+retention of their own), the audit log, incidents and the ledger (they are kept for ever).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The services that settings leave unset: two PostgreSQL clusters and a Stripe server, started while somebody needs them.
+"""The services that settings leave unset: two PostgreSQL clusters and a Stripe server, there while they are needed.
 
 What belongs here: filling the gaps of the settings. What does not: what the services do.
 """

@@ -181,6 +181,7 @@ WHERE decision_id IN (
     SELECT d.decision_id
     FROM ops.decisions AS d
     WHERE d.verdict IN ('healthy', 'watching') AND d.decided_at < :before
+    ORDER BY d.decision_id
     LIMIT :batch_size
 )
 AND verdict IN ('healthy', 'watching');
@@ -194,6 +195,7 @@ WHERE (alert_id, channel) IN (
         a.channel
     FROM ops.alert_deliveries AS a
     WHERE a.state = 'delivered' AND a.delivered_at < :before
+    ORDER BY a.alert_id, a.channel
     LIMIT :batch_size
 )
 AND state = 'delivered';

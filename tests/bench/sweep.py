@@ -33,13 +33,14 @@ COMPANY = (
     "INSERT INTO billing.plans VALUES ('pro', 'Pro')",
     "INSERT INTO billing.customers (customer_ref, currency, time_zone)"
     " SELECT 'c' || n, 'EUR', 'Europe/Berlin' FROM generate_series(1, %(all)s) AS n",
-    "INSERT INTO billing.subscriptions (subscription_ref, customer_id, plan, status, amount_minor, currency, started_at,"
-    " billing_anchor, next_payment_at, stripe_subscription_id, changed_at)"
+    "INSERT INTO billing.subscriptions (subscription_ref, customer_id, plan, status, amount_minor, currency,"
+    " started_at, billing_anchor, next_payment_at, stripe_subscription_id, changed_at)"
     " SELECT 's' || customer_id, customer_id, 'pro', 'active', 1000, 'EUR', '2026-01-31', '2026-01-31', '2026-03-31',"
     " 'sub_' || customer_id, '2026-01-31' FROM billing.customers",
-    "INSERT INTO billing.subscription_events (subscription_id, customer_id, event, occurred_at, plan, payment_frequency,"
-    " amount_minor, quantity, currency)"
-    " SELECT subscription_id, customer_id, 'started', started_at, plan, 'MONTHLY', 1000, 1, 'EUR' FROM billing.subscriptions",
+    "INSERT INTO billing.subscription_events (subscription_id, customer_id, event, occurred_at, plan,"
+    " payment_frequency, amount_minor, quantity, currency)"
+    " SELECT subscription_id, customer_id, 'started', started_at, plan, 'MONTHLY', 1000, 1, 'EUR'"
+    " FROM billing.subscriptions",
     "INSERT INTO billing.subscription_pauses (pause_ref, subscription_id, starts_at, ends_at, kind)"
     " SELECT 'p' || n, 1 + (n::bigint * %(stride)s) %% %(all)s, %(noon)s - n * interval '30 ms',"
     " %(noon)s + interval '1 day' + n * interval '10 ms', 'customer' FROM generate_series(1, %(due)s) AS n",

@@ -69,9 +69,24 @@ def test_the_location_loads_with_no_variable_set(command: list[str], tmp_path: P
 
 
 def test_loading_imports_nothing_heavy(tmp_path: Path) -> None:
-    heavy = ("pandas", "great_expectations", "stripe", "matplotlib", "alembic", "sqlalchemy", "psycopg", "slack_sdk", "sklearn")
+    heavy = (
+        "pandas",
+        "great_expectations",
+        "stripe",
+        "matplotlib",
+        "alembic",
+        "sqlalchemy",
+        "psycopg",
+        "slack_sdk",
+        "sklearn",
+    )
     code = f"import sys, flexpay_pipelines.definitions; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run(
-        [sys.executable, "-c", code], env=_bare_environment(tmp_path), capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", code],
+        env=_bare_environment(tmp_path),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
     )
     assert done.stdout.strip() == "[]"

@@ -73,9 +73,7 @@ def test_verify_notices_each_object_that_is_dropped(
 
 
 @pytest.mark.parametrize(("database", "component"), COMPONENTS_BY_DATABASE)
-def test_the_verify_files_alone_notice_it_too(
-    database: str, component: str, request: pytest.FixtureRequest
-) -> None:
+def test_the_verify_files_alone_notice_it_too(database: str, component: str, request: pytest.FixtureRequest) -> None:
     connection: Connection = request.getfixturevalue(database)
     texts = [migration.verify.text.encode() for migration in history(MIGRATIONS_ROOT)[component]]
 
