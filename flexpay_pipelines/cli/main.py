@@ -41,6 +41,8 @@ def _terminated(_signal: int, _frame: FrameType | None) -> NoReturn:
 def main() -> None:
     """Run the command. Exit codes: 0 done, 1 failed, 2 wrong usage or bad input, 130 interrupted."""
     signal.signal(signal.SIGTERM, _terminated)
+    # A shell that starts us in the background hands on an ignored SIGINT: whoever sends one means it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # Dagster warns at each use of a beta parameter; a person at a terminal can do nothing about it.
     warnings.filterwarnings("ignore", module=r"dagster(\.|$)")
     try:

@@ -18,9 +18,12 @@ from flexpay_pipelines.sandbox.sharing import HttpServer, in_use_elsewhere, runn
 from flexpay_pipelines.sandbox.stripe_server import running_stripe_server
 
 HOLD = """
+import signal
 import sys
 from pathlib import Path
 from flexpay_pipelines.sandbox.stripe_server import running_stripe_server
+# A shell in the background hands on an ignored SIGINT; a terminal does not.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with running_stripe_server(Path(sys.argv[1])) as stripe:
     print(stripe.api_base, flush=True)
     sys.stdin.readline()

@@ -17,9 +17,12 @@ from flexpay_pipelines.errors import BadInput
 from flexpay_pipelines.sandbox.slack_server import SlackSandbox, running_slack_server
 
 HOLD = """
+import signal
 import sys
 from pathlib import Path
 from flexpay_pipelines.sandbox.slack_server import running_slack_server
+# A shell in the background hands on an ignored SIGINT; a terminal does not.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with running_slack_server(Path(sys.argv[1])) as slack:
     print(slack.api_base, flush=True)
     sys.stdin.readline()
