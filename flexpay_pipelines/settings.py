@@ -47,16 +47,16 @@ class Settings(BaseSettings):
     stripe_api_base: str | None = Field(
         default=None, description="Where Stripe answers; unset without a key: the embedded sandbox server."
     )
-    stripe_webhook_secret: SecretStr | None = Field(default=None, description="Signing secret of the webhook endpoint.")
     stripe_requests_per_second: float = Field(
-        default=25.0, gt=0, le=100, description="Token bucket per endpoint: 25 in test mode, up to 100 live."
+        default=25.0,
+        gt=0,
+        le=100,
+        description="Pace of all requests to Stripe together: 25 in test mode, up to 100 live.",
     )
     stripe_pause_mode: Literal["collection", "subscription"] = Field(
         default="collection", description="How a pause is made at Stripe: pause_collection, or /pause and /resume."
     )
 
-    pause_max_days: int = Field(default=90, ge=1, description="Longest pause a customer may ask for, in days.")
-    pause_max_per_year: int = Field(default=4, ge=1, description="Pauses a subscription may start in 365 days.")
     pause_grace_days: int = Field(
         default=7, ge=1, description="Days from a failed payment until the subscription is suspended."
     )
@@ -182,6 +182,8 @@ def template() -> str:
     for name, field in Settings.model_fields.items():
         default = field.default
         shown = "" if default is None or name == "home" else default
+        # The template is for production, where the default (a laptop) would embed its own databases.
+        shown = "production" if name == "environment" else shown
         shown = str(shown).lower() if isinstance(shown, bool) else shown
         lines += ["", f"# {field.description}", f"{variable(name)}={shown}" if shown != "" else f"# {variable(name)}="]
     return "\n".join(lines) + "\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flexpay_pipelines.errors import EXIT_BAD_INPUT, ConfigurationError
-from flexpay_pipelines.settings import PREFIX, Settings, load_settings, template, variable
+from flexpay_pipelines.settings import CHECKOUT, PREFIX, Settings, load_settings, template, variable
 
 
 @pytest.fixture(autouse=True)
@@ -46,8 +46,6 @@ MALFORMED = {
     "environment": "prod",
     "stripe_requests_per_second": "fast",
     "stripe_pause_mode": "stop",
-    "pause_max_days": "0",
-    "pause_max_per_year": "-1",
     "pause_grace_days": "1.5",
     "pause_moves_next_payment": "perhaps",
     "reporting_currency": "euro",
@@ -122,7 +120,7 @@ def test_the_template_documents_every_variable_once() -> None:
 
 
 def test_the_template_loads_as_the_defaults(tmp_path: Path) -> None:
-    expected = _defaults()
+    expected = _defaults() | {"environment": "production"}
     (tmp_path / ".env").write_text(template())
     assert _defaults() == expected
 
@@ -131,7 +129,7 @@ def test_the_template_with_every_line_filled_in_loads_what_was_filled_in(tmp_pat
     filled = {
         "billing_url": "postgresql://u:p%23@h:5432/b", "control_url": "postgresql://u@h2/c",
         "postgres_bin": "/opt/pg/bin",
-        "stripe_api_key": "sk_test_x", "stripe_api_base": "http://127.0.0.1:12111", "stripe_webhook_secret": "whsec_x",
+        "stripe_api_key": "sk_test_x", "stripe_api_base": "http://127.0.0.1:12111",
         "backup_folder": "/backups", "backup_offsite_folder": "/mnt/backups", "slack_token": "xoxb-x",
         "home": str(tmp_path / "home"),
     }  # fmt: skip
@@ -148,19 +146,25 @@ def test_the_template_with_every_line_filled_in_loads_what_was_filled_in(tmp_pat
 
 
 def test_the_environment_wins_over_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / ".env").write_text("FLEXPAY_REPORTING_CURRENCY=USD\nFLEXPAY_PAUSE_MAX_DAYS=10\n")
+    (tmp_path / ".env").write_text("FLEXPAY_REPORTING_CURRENCY=USD\nFLEXPAY_PAUSE_GRACE_DAYS=10\n")
     monkeypatch.setenv("FLEXPAY_REPORTING_CURRENCY", "GBP")
     assert load_settings().reporting_currency == "GBP"
-    assert load_settings().pause_max_days == 10
+    assert load_settings().pause_grace_days == 10
 
 
 def test_the_shell_reads_the_template_as_we_do(tmp_path: Path) -> None:
     (tmp_path / "template").write_text(template())
     code = "from flexpay_pipelines.settings import load_settings as s; print(s().model_dump_json(exclude={'home'}))"
-    ours = load_settings().model_dump_json(exclude={"home"})
+    ours = load_settings().model_copy(update={"environment": "production"}).model_dump_json(exclude={"home"})
     shell = subprocess.run(
         ["/bin/sh", "-ec", 'set -a; . ./template; exec "$0" -c "$1"', sys.executable, code],
         capture_output=True, text=True, check=True, timeout=60,
         env={"PYTHONPATH": str(Path(__file__).parents[1]), "PATH": os.environ["PATH"]},
     )  # fmt: skip
     assert shell.stdout.strip() == ours
+
+
+def test_the_committed_template_is_the_newest() -> None:
+    assert (CHECKOUT / ".env.production.template").read_text(encoding="utf-8") == template(), (
+        "run: flexpay env template > .env.production.template"
+    )

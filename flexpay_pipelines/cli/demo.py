@@ -295,6 +295,7 @@ def _recovery(stage: Stage, *, before: float, during: float, rolled_back: dateti
     if not (during > limit >= after):
         raise CheckFailed(f"The rollback did not restore the healthy rate: {during:.1%} during, {after:.1%} after it.")
     stage.happened(healthy, f"{after:.1%} of payments fail: healthy again")
+    stage.run("collect_metrics", healthy)
     compared = stage.run("stripe_reconciliation", healthy).outputs["billing/reconciliation"]["compared"]
     lost = _lost()
     if lost:

@@ -9,6 +9,7 @@ from datetime import date, timedelta
 import dagster as dg
 
 from flexpay_pipelines.defs.billing import PAUSE_SWEEP
+from flexpay_pipelines.defs.migrations import schema_key
 from flexpay_pipelines.defs.presentation import figures, table
 from flexpay_pipelines.defs.resources import FlexPay
 
@@ -38,7 +39,11 @@ def _spec(key: dg.AssetKey, deps: list[dg.AssetKey], description: str) -> dg.Ass
 @dg.multi_asset(
     name="subscription_metrics",
     specs=[
-        _spec(MOVEMENTS, [PAUSE_SWEEP], "What changed each customer's run rate, and into which movement it falls."),
+        _spec(
+            MOVEMENTS,
+            [PAUSE_SWEEP, schema_key("analytics")],
+            "What changed each customer's run rate, and into which movement it falls.",
+        ),
         _spec(SUMMARY, [MOVEMENTS], "MRR at start and end of the day with every movement between, by segment."),
         _spec(CHURN, [SUMMARY], "Customer and MRR churn, retention, quick ratio, ARPA and LTV, by their definition."),
         _spec(COHORTS, [MOVEMENTS], "Of those who first paid in a month, how many and how much is left."),

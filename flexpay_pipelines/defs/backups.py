@@ -50,7 +50,12 @@ pre_deploy = _backup(
     [schema_key("ops")],
     "The billing database as it was before the deploy, with a manifest of checksums, row counts and content hashes.",
 )
-daily = _backup(DAILY, "daily", [], "The billing database at one snapshot, every day at 03:00, kept for thirty days.")
+daily = _backup(
+    DAILY,
+    "daily",
+    [schema_key("core")],
+    "The billing database at one snapshot, every day at 03:00, kept for thirty days.",
+)
 
 
 @dg.asset(key=OFFSITE, deps=[DAILY], group_name=GROUP, kinds={"file"}, pool=POOL)

@@ -8,6 +8,7 @@ from pathlib import Path
 import dagster as dg
 from pydantic import Field
 
+from flexpay_pipelines.defs.migrations import schema_key
 from flexpay_pipelines.defs.presentation import figures, table
 from flexpay_pipelines.defs.resources import FlexPay
 
@@ -20,7 +21,7 @@ PAUSE_SWEEP = dg.AssetKey(["billing", "pause_sweep"])
 
 @dg.asset(
     key=PAUSE_SWEEP,
-    deps=[STRIPE_EVENTS],
+    deps=[STRIPE_EVENTS, schema_key("pauses")],
     group_name=GROUP,
     kinds={"postgres"},
     pool="billing_db",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from flexpay_pipelines.defs.billing import PAUSE_SWEEP
+from flexpay_pipelines.defs.migrations import schema_key
 from flexpay_pipelines.defs.presentation import figures, table
 from flexpay_pipelines.defs.resources import FlexPay, Step
 
@@ -25,7 +26,14 @@ LAST_SWEEP = dg.AssetDep(PAUSE_SWEEP, partition_mapping=dg.LastPartitionMapping(
 OUTBOUND = dg.RetryPolicy(max_retries=3, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 
 
-@dg.asset(key=STRIPE_EVENTS, group_name=GROUP, kinds={"stripe", "postgres"}, pool="stripe", retry_policy=OUTBOUND)
+@dg.asset(
+    key=STRIPE_EVENTS,
+    deps=[schema_key("core"), schema_key("frequencies"), schema_key("rewards")],
+    group_name=GROUP,
+    kinds={"stripe", "postgres"},
+    pool="stripe",
+    retry_policy=OUTBOUND,
+)
 def stripe_events(context: dg.AssetExecutionContext, flexpay: FlexPay) -> dg.MaterializeResult[None]:
     """What Stripe told us since the last poll, once each: payments recorded, subscriptions brought up to date."""
     from flexpay_pipelines.billing import apply_payment_outcomes

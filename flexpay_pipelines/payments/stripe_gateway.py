@@ -280,7 +280,7 @@ def construct_event(payload: bytes, signature: str | None, secret: str) -> Objec
         event = json.loads(payload)
     except stripe.SignatureVerificationError as error:
         raise BadInput(
-            f"The webhook is not signed by Stripe with FLEXPAY_STRIPE_WEBHOOK_SECRET: {error.user_message or error}"
+            f"The webhook is not signed by Stripe with the secret of its endpoint: {error.user_message or error}"
         ) from error
     except ValueError as error:
         raise BadInput("The webhook's body is not JSON: nothing was taken in.") from error

@@ -41,8 +41,8 @@ def test_wrong_usage(flexpay: Flexpay, tmp_path: Path, arguments: tuple[str, ...
 
 
 def test_a_malformed_setting_is_named(flexpay: Flexpay) -> None:
-    said = flexpay("health", FLEXPAY_PAUSE_MAX_DAYS="many", FLEXPAY_BILLING_URL="mysql://x")
-    _refused(said, 2, "FLEXPAY_PAUSE_MAX_DAYS", "FLEXPAY_BILLING_URL", "postgresql://")
+    said = flexpay("health", FLEXPAY_PAUSE_GRACE_DAYS="many", FLEXPAY_BILLING_URL="mysql://x")
+    _refused(said, 2, "FLEXPAY_PAUSE_GRACE_DAYS", "FLEXPAY_BILLING_URL", "postgresql://")
 
 
 def test_production_embeds_nothing(flexpay: Flexpay, tmp_path: Path) -> None:
