@@ -43,7 +43,7 @@ def environment(home: Path, **variables: str) -> dict[str, str]:
 
 @pytest.fixture
 def tmp_path() -> Iterator[Path]:
-    """A folder outside pytest's own, which each pytest that starts closes to other accounts, the server's among them."""
+    """A folder outside pytest's own: each pytest that starts closes that to other accounts, the server's among them."""
     with tempfile.TemporaryDirectory(prefix="flexpay-test-") as folder:
         yield Path(folder)
 
