@@ -94,8 +94,9 @@ def _url(step: Step, component: str) -> str:
 
 def _component_schema(component: str) -> dg.AssetsDefinition:
     before = [schema_key(name) for name in COMPONENTS[component].depends_on]
-    # The control database holds the backup catalog: it comes before the backup, the billing components after it.
-    before += [ENVIRONMENT] if COMPONENTS[component].database == CONTROL else [PRE_DEPLOY_BACKUP, BASELINE]
+    if not before:
+        # The control database holds the backup catalog: it comes before the backup, the billing components after it.
+        before = [ENVIRONMENT] if COMPONENTS[component].database == CONTROL else [PRE_DEPLOY_BACKUP, BASELINE]
 
     @dg.asset(
         key=schema_key(component),
