@@ -29,7 +29,7 @@ PAUSE_SWEEP = dg.AssetKey(["billing", "pause_sweep"])
     backfill_policy=dg.BackfillPolicy.single_run(),
 )
 def pause_sweep(context: dg.AssetExecutionContext, flexpay: FlexPay) -> dg.MaterializeResult[None]:
-    """Every pause due by the end of the hour and not yet done: started, ended, or suspended after its grace period."""
+    """Every pause due by now and not yet done, whichever hour it fell due in: started, ended, or suspended."""
     from flexpay_pipelines.billing import SweepPolicy, pauses_by_hour, sweep_pauses
 
     with flexpay.step(context, "sweep", context.partition_key_range.end) as step:
@@ -40,7 +40,6 @@ def pause_sweep(context: dg.AssetExecutionContext, flexpay: FlexPay) -> dg.Mater
             policy=SweepPolicy(
                 moves_next_payment=step.settings.pause_moves_next_payment, pause_mode=step.settings.stripe_pause_mode
             ),
-            up_to=min(window.end, step.clock.now()),
             progress=step.progress,
         )
         step.details = {"started": result.started, "ended": result.ended, "suspended": result.suspended}

@@ -3,10 +3,12 @@
 What belongs here: metric assets and sensors. What does not: the decision (`monitoring`), the rollback (`rollback`).
 """
 
+import logging
+import math
 from collections import Counter
 from collections.abc import Sequence
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from datetime import date, datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -19,6 +21,7 @@ from flexpay_pipelines.defs.rollback import JOB_OF, JOBS
 if TYPE_CHECKING:
     from flexpay_pipelines.monitoring import Judgement, Tick
 
+LOG = logging.getLogger(__name__)
 GROUP = "monitoring"
 WINDOW = timedelta(hours=24)
 TICK = timedelta(minutes=5)
@@ -202,39 +205,62 @@ def security_vulnerability(flexpay: FlexPay) -> dg.RunRequest | dg.SkipReason:
         return _act(session, judgement)
 
 
+def _newest_figures(session: Session) -> tuple[date, dict[str, Any]]:
+    """Yesterday's figures or, until analytics has run at night, those of the day before; empty: there are neither."""
+    from flexpay_pipelines.analytics import key_figures
+    from flexpay_pipelines.errors import BadInput
+
+    yesterday = session.clock.now().date() - timedelta(days=1)
+    for day in (yesterday, yesterday - timedelta(days=1)):
+        try:
+            return day, key_figures(session.billing, day=day, reporting_currency=session.settings.reporting_currency)
+        except BadInput as not_stored:
+            LOG.info("%s", not_stored)
+    return yesterday, {}
+
+
+def _api_seconds(session: Session) -> float:
+    from flexpay_pipelines.errors import TransientError
+    from flexpay_pipelines.monitoring import response_seconds
+
+    try:
+        return response_seconds(session.gateway.ping)()
+    except TransientError as unreachable:
+        LOG.warning("%s", unreachable)
+        return math.nan
+
+
 @dg.sensor(minimum_interval_seconds=3600)
 def business_health(flexpay: FlexPay) -> dg.SkipReason:
     """Alert when churn is above 10 %, more than 50 customers are at high risk, or Stripe answers in over 2 s."""
     from flexpay_pipelines.alerts import raise_alert
-    from flexpay_pipelines.analytics import key_figures
-    from flexpay_pipelines.monitoring import Thresholds, response_seconds
+    from flexpay_pipelines.monitoring import Thresholds
     from flexpay_pipelines.monitoring import business_health as judge_business
 
     with flexpay.session("judge business") as session:
         settings = session.settings
-        day = session.clock.now().date() - timedelta(days=1)
-        known = key_figures(session.billing, day=day, reporting_currency=settings.reporting_currency)
+        day, known = _newest_figures(session)
         breaches = judge_business(
-            known["churn_rate"],
-            known["high_risk"],
+            known.get("churn_rate"),
+            known.get("high_risk"),
             Thresholds(
                 churn_rate=settings.churn_alert_threshold,
                 high_risk=settings.high_risk_alert_threshold,
                 api_seconds=settings.api_response_alert_seconds,
             ),
-            api_seconds=response_seconds(session.gateway.ping),
+            api_seconds=_api_seconds(session),
         )
         for breach in breaches:
             raise_alert(
                 session.control,
                 fingerprint=f"business:{breach.name}",
                 severity="warning",
-                title=f"Threshold crossed: {breach.name}",
+                title=f"No figure for {breach.name}" if breach.missing else f"Threshold crossed: {breach.name}",
                 body=breach.message,
                 context={"value": breach.value, "threshold": breach.threshold, "day": day.isoformat()},
                 clock=session.clock,
             )
-    return dg.SkipReason(f"{len(breaches)} threshold(s) crossed on {day}.")
+    return dg.SkipReason(f"{len(breaches)} figure(s) of {day} are missing or past their threshold.")
 
 
 defs = dg.Definitions(
