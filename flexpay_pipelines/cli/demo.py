@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flexpay_pipelines import money
 from flexpay_pipelines.cli.output import plain, say, show_rows
 from flexpay_pipelines.cli.runs import Outcome, prepared_instance, require, run_job
 from flexpay_pipelines.defs.resources import FlexPay, session
@@ -93,6 +95,7 @@ def run_demo(*, customers: int, seed: int, as_json: bool) -> None:
             "seed": seed,
             "seconds": round(time.monotonic() - started, 1),
             "scenes": stage.scenes,
+            "headline": _headline(stage.figures, stage.timeline),
             "figures": plain(stage.figures),
             "incident": stage.timeline,
         }
@@ -192,7 +195,7 @@ def _import(stage: Stage) -> str:
         ).fetchone()
     linked = stage.run("link_stripe", stage.history_end).outputs["link_stripe_objects"]["linked"]
     stage.figures["imported"] = counts
-    return f"{counts}, {linked} subscriptions known to Stripe"
+    return f"{_counted(counts or {})}; {linked:,} subscriptions known to Stripe"
 
 
 def _sweep(stage: Stage) -> str:
@@ -213,7 +216,7 @@ def _sweep(stage: Stage) -> str:
         raise CheckFailed(
             "The sweeps found no pause to start or none to end: the demo company is not what it should be."
         )
-    return f"{HOURS_SWEPT} hours, {totals}; all {compared} subscriptions agree with Stripe"
+    return f"{HOURS_SWEPT} hours: {_counted(totals)}; all {compared:,} subscriptions agree with Stripe"
 
 
 def _swept(stage: Stage) -> datetime:
@@ -276,8 +279,8 @@ def _incident(stage: Stage) -> str:
         tags={**request.tags, "dagster/run_key": request.run_key or ""},
     )
     changes = done.outputs[f"{request.job_name}_steps"]["changes"]
-    stage.happened(now, f"{request.job_name} done in {done.seconds} s: {changes}")
-    stage.happened(now, f"Stripe told of {done.outputs['tell_stripe']['delivered']} changes")
+    stage.happened(now, f"{request.job_name} done in {done.seconds} s: {_counted(changes)}")
+    stage.happened(now, f"Stripe told of {done.outputs['tell_stripe']['delivered']:,} changes")
     stage.run("deliver_alerts", now)
     heard = [message for message in stage.slack.messages() if "payment" in json.dumps(message).lower()]
     if not heard:
@@ -301,7 +304,7 @@ def _recovery(stage: Stage, *, before: float, during: float, rolled_back: dateti
     if lost:
         raise CheckFailed(f"The rollback lost something: {lost}.")
     stage.happened(
-        healthy, f"nothing lost: history replays to today's tables, and {compared} subscriptions agree with Stripe"
+        healthy, f"nothing lost: history replays to today's tables, and {compared:,} subscriptions agree with Stripe"
     )
     stage.figures["incident"] = {
         "failure_rate_before": before,
@@ -351,6 +354,29 @@ SCENES: tuple[tuple[str, Callable[[Stage], str]], ...] = (
 )
 
 
+def _counted(counts: Mapping[str, Any]) -> str:
+    return ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items())
+
+
+def _headline(figures: Mapping[str, Any], timeline: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """The figures that a person wants first, as they would be said."""
+    metrics, backup, incident = figures["metrics"], figures["backup"], figures["incident"]
+    released, seen = (datetime.fromisoformat(timeline[number]["at"]) for number in (0, 1))
+    mrr, currency = metrics["reporting_mrr"], metrics["reporting_currency"]
+    return {
+        f"MRR on {metrics['day']}": money.show(Decimal(mrr), currency) if mrr is not None else "no exchange rate",
+        "customers": f"{metrics['customers']:,}",
+        "customer churn, 30 days": f"{float(metrics['churn_rate']):.1%}",
+        "pauses swept": _counted(figures["pauses"]),
+        "backup": f"{backup['size_bytes'] / 1e6:.1f} MB, {backup['rows']:,} rows in {backup['tables']} tables",
+        "its proof": f"restored and compared in {backup['proof']['seconds']:.1f} s: "
+        + ("equal" if backup["proof"]["ok"] else "NOT equal"),
+        "bad release": f"seen after {seen - released}, taken back at once",
+        "payments that failed": f"{incident['failure_rate_before']:.1%} before, "
+        f"{incident['failure_rate_during']:.1%} during, {incident['failure_rate_after']:.1%} after",
+    }
+
+
 def _show(summary: dict[str, Any], path: Path, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(summary, indent=2))
@@ -358,7 +384,7 @@ def _show(summary: dict[str, Any], path: Path, *, as_json: bool) -> None:
     print()
     show_rows(summary["scenes"], title="What ran")
     show_rows(summary["incident"], title="The incident, minute by minute")
-    show_rows(({"figure": name, "value": value} for name, value in summary["figures"].items()), title="Key figures")
+    show_rows(({"figure": name, "value": value} for name, value in summary["headline"].items()), title="Key figures")
     print(
         f"All {len(summary['scenes'])} scenes did their work in {summary['seconds']} s. Summary: {path}. Now: make dev"
     )

@@ -67,6 +67,7 @@ def test_the_whole_product_once_and_once_more(flexpay: Flexpay, tmp_path: Path) 
     incident = figures["incident"]
     assert incident["failure_rate_during"] > 0.05 >= incident["failure_rate_after"]
     assert len(summary["incident"]) >= SCENES
+    assert summary["headline"]["its proof"].endswith("equal")
     assert (tmp_path / "state" / "demo" / "summary.json").is_file()
     assert _left_running(tmp_path) == []
 
