@@ -11,6 +11,7 @@ from flexpay_pipelines.billing.frequencies import (
     change_frequency,
     quote_frequency_change,
 )
+from flexpay_pipelines.billing.history import HistoryBreak, history_breaks
 from flexpay_pipelines.billing.importing import FileCounts, ImportResult, import_directory
 from flexpay_pipelines.billing.outcomes import PaymentEffects, apply_payment_outcomes
 from flexpay_pipelines.billing.pauses import PausePolicy, cancel_pause, end_pause_now, schedule_pause
@@ -27,6 +28,7 @@ from flexpay_pipelines.billing.sweep import (
 __all__ = [
     "FileCounts",
     "FrequencyQuote",
+    "HistoryBreak",
     "ImportResult",
     "PausePolicy",
     "PaymentEffects",
@@ -41,6 +43,7 @@ __all__ = [
     "end_pause_now",
     "expire_rewards",
     "feature_enabled",
+    "history_breaks",
     "import_directory",
     "pauses_by_hour",
     "plan_sweep",

@@ -338,10 +338,10 @@ def _failure_rate(start: datetime, end: datetime) -> float:
 
 def _lost() -> list[dict[str, Any]]:
     """Subscriptions whose history does not end in what the table says today."""
-    from flexpay_pipelines.analytics import interval_breaks
+    from flexpay_pipelines.billing import history_breaks
 
     with session("demo") as opened:
-        return list(interval_breaks(opened.billing))
+        return [plain(found) for found in history_breaks(opened.billing)]
 
 
 SCENES: tuple[tuple[str, Callable[[Stage], str]], ...] = (

@@ -121,6 +121,16 @@ def reconciliation(context: dg.AssetExecutionContext, flexpay: FlexPay) -> Itera
         )
 
 
+@dg.asset_check(asset=RECONCILIATION)
+def matches_history(flexpay: FlexPay) -> dg.AssetCheckResult:
+    """The terms of every subscription are those that the ledger last said."""
+    from flexpay_pipelines.billing import history_breaks
+
+    with flexpay.session("history check") as session:
+        breaks = history_breaks(session.billing)
+    return dg.AssetCheckResult(passed=not breaks, metadata={"breaks": table(asdict(found) for found in breaks)})
+
+
 @dg.op(pool="stripe", retry_policy=OUTBOUND)
 def link_stripe_objects(context: dg.OpExecutionContext, flexpay: FlexPay) -> None:
     """Find each customer, price and subscription at Stripe by its reference and keep its id."""
@@ -156,7 +166,7 @@ hourly_pause_sweep = dg.define_asset_job(
 
 defs = dg.Definitions(
     assets=[stripe_events, stripe_delivery, reconciliation],
-    asset_checks=[no_card_data],
+    asset_checks=[no_card_data, matches_history],
     jobs=[hourly_pause_sweep, stripe_exchange, stripe_reconciliation, link_stripe],
     schedules=[
         dg.ScheduleDefinition(name="stripe_exchange_every_5_minutes", job=stripe_exchange, cron_schedule="*/5 * * * *"),

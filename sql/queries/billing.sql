@@ -66,3 +66,42 @@ UPDATE billing.subscription_pauses
 SET ends_at = least(ends_at, greatest(:now, starts_at + interval '1 microsecond')), version = version + 1, changed_at = :now
 WHERE subscription_id = :subscription_id AND state = 'active' AND kind <> 'payment_failure'
 RETURNING pause_id;
+
+-- name: history_breaks()
+-- Subscriptions whose terms are not those of their newest event. The frequency is read as JSON: its column need not be deployed.
+WITH newest AS (
+    SELECT DISTINCT ON (subscription_id)
+        subscription_id,
+        plan,
+        payment_frequency,
+        amount_minor,
+        currency,
+        quantity
+    FROM billing.subscription_events
+    ORDER BY subscription_id ASC, occurred_at DESC, recorded_at DESC, event_id DESC
+),
+
+current_terms AS (
+    SELECT
+        subscription_id,
+        subscription_ref,
+        plan,
+        coalesce(to_jsonb(s) ->> 'payment_frequency', 'MONTHLY') AS payment_frequency,
+        amount_minor,
+        currency,
+        quantity
+    FROM billing.subscriptions AS s
+)
+
+SELECT
+    t.subscription_ref,
+    concat_ws(' ', t.plan, t.payment_frequency, t.amount_minor, t.currency, 'x', t.quantity) AS in_database,
+    CASE
+        WHEN n.subscription_id IS NOT NULL
+            THEN concat_ws(' ', n.plan, n.payment_frequency, n.amount_minor, n.currency, 'x', n.quantity)
+    END AS in_ledger
+FROM current_terms AS t
+LEFT JOIN newest AS n ON t.subscription_id = n.subscription_id
+WHERE (t.plan, t.payment_frequency, t.amount_minor, t.currency, t.quantity)
+    IS DISTINCT FROM (n.plan, n.payment_frequency, n.amount_minor, n.currency, n.quantity)
+ORDER BY t.subscription_ref;
