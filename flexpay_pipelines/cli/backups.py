@@ -14,6 +14,7 @@ from flexpay_pipelines.cli.runs import instance, require, run_job
 from flexpay_pipelines.defs.resources import session
 
 backup = typer.Typer(help="Back the billing database up, list, prove and prune backups.", no_args_is_help=True)
+LISTED = ("backup_id", "size_bytes", "rows", "verified_at", "offsite_at")
 RESTORE_EXAMPLES = """
 Examples:
 
@@ -47,7 +48,7 @@ def list_(as_json: AsJson = False) -> None:
     from flexpay_pipelines.backups import list_backups
 
     with session("list backups") as opened:
-        show([plain(b) for b in list_backups(opened.control)], as_json=as_json, title="Backups")
+        show([plain(b) for b in list_backups(opened.control)], as_json=as_json, title="Backups", columns=LISTED)
 
 
 @backup.command("verify", epilog="Example: `flexpay backup verify` proves the newest backup by restoring it.")

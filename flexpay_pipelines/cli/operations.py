@@ -15,6 +15,10 @@ from flexpay_pipelines.cli.runs import instance, require, run_job
 from flexpay_pipelines.defs.resources import session
 from flexpay_pipelines.errors import CheckFailed
 
+AUDITED = ("occurred_at", "actor", "action", "subject", "outcome")
+ALERTED = ("raised_at", "severity", "title", "deliveries")
+LOOKED_AT = ("name", "ok", "detail", "remedy")
+
 env = typer.Typer(help="The settings, and whether the environment fits them.", no_args_is_help=True)
 alerts = typer.Typer(help="Alerts that were raised, and their delivery.", no_args_is_help=True)
 
@@ -62,7 +66,7 @@ def health(as_json: AsJson = False) -> None:
 
 def _report(findings: object, *, as_json: bool, title: str) -> None:
     rows = plain(findings)
-    show(rows, as_json=as_json, title=title)
+    show(rows, as_json=as_json, title=title, columns=LOOKED_AT)
     wrong = [row["name"] for row in rows if not row["ok"] and row["severity"] == "critical"]
     if wrong:
         raise CheckFailed(f"{len(wrong)} critical finding(s): {', '.join(wrong)}. The remedy stands beside each.")
@@ -74,7 +78,9 @@ def list_(limit: Annotated[int, typer.Option(help="How many.")] = 20, as_json: A
     from flexpay_pipelines.alerts import list_alerts
 
     with session("list alerts") as opened:
-        show([plain(alert) for alert in list_alerts(opened.control, limit=limit)], as_json=as_json, title="Alerts")
+        records = [plain(record) for record in list_alerts(opened.control, limit=limit)]
+    rows = [{**record["alert"], "deliveries": record["deliveries"]} for record in records]
+    show(rows, as_json=as_json, title="Alerts", columns=ALERTED)
 
 
 @alerts.command("deliver")
@@ -104,4 +110,4 @@ def audit(
         entries = [plain(entry) for entry in trail.entries(opened.control, since=since, limit=limit, subject=subject)]
     if not entries:
         say(f"Nothing in the last {days} days.")
-    show(entries, as_json=as_json, title="Audit trail")
+    show(entries, as_json=as_json, title="Audit trail", columns=AUDITED)

@@ -6,8 +6,9 @@ What belongs here: tables, JSON, the question. What does not: any figure's meani
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -17,6 +18,9 @@ from typing import Annotated, Any
 import typer
 
 from flexpay_pipelines.errors import BadInput
+
+# To the minute, UTC: a person reads no more of it.
+_INSTANT = re.compile(r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 PlanOnly = Annotated[bool, typer.Option("--plan", help="Print what would be done and change nothing.")]
@@ -43,13 +47,13 @@ def say(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def show(result: Any, *, as_json: bool, title: str = "") -> None:
-    """The result: JSON for programs; for people a table of rows or a list of figures."""
+def show(result: Any, *, as_json: bool, title: str = "", columns: Sequence[str] = ()) -> None:
+    """The result: all of it as JSON for programs; for people a table (of these columns) or a list of figures."""
     value = plain(result)
     if as_json:
         typer.echo(json.dumps(value, indent=2))
     elif isinstance(value, list):
-        show_rows(value, title=title)
+        show_rows(({name: row[name] for name in columns or row} for row in value), title=title)
     else:
         show_rows(({"what": key, "value": item} for key, item in value.items()), title=title)
 
@@ -75,8 +79,12 @@ def show_rows(rows: Iterable[Mapping[str, Any]], *, title: str = "") -> None:
 def _cell(cell: Any) -> str:
     if cell is None:
         return ""
-    if isinstance(cell, dict | list):
-        return json.dumps(cell)
+    if isinstance(cell, dict):
+        return "\n".join(f"{name}: {_cell(value)}" for name, value in cell.items())
+    if isinstance(cell, list):
+        return "\n".join(_cell(value) for value in cell)
+    if isinstance(cell, str) and _INSTANT.match(cell):
+        return cell[:16].replace("T", " ")
     return f"{cell:,}" if isinstance(cell, int) and not isinstance(cell, bool) else str(cell)
 
 

@@ -5,6 +5,7 @@ What belongs here: the rollback commands. What does not: what a rollback does (`
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -13,6 +14,7 @@ from flexpay_pipelines.cli.output import AsJson, PlanOnly, Yes, planned, show
 from flexpay_pipelines.cli.runs import instance, require, run_job
 from flexpay_pipelines.defs.resources import session
 
+LISTED = ("rollback_id", "component", "state", "requested_at", "actor", "reason")
 EXAMPLES = """
 Examples:
 
@@ -50,52 +52,29 @@ def _roll_back(component: str, reason: str, *, schema: bool, plan: bool, yes: bo
             show({"run_id": outcome.run_id, **outcome.outputs[f"{job}_steps"]}, as_json=as_json, title="Rolled back")
 
 
-@rollback.command("frequencies")
-def frequencies(
-    reason: Reason = "asked for by a person",
-    schema: Schema = False,
-    plan: PlanOnly = False,
-    yes: Yes = False,
-    as_json: AsJson = False,
-) -> None:
-    """Everybody pays monthly again, at the plan's monthly price; the terms of before are archived."""
-    _roll_back("frequencies", reason, schema=schema, plan=plan, yes=yes, as_json=as_json)
+WHAT_IT_DOES = {
+    "frequencies": "Everybody pays monthly again, at the plan's monthly price; the terms of before are archived.",
+    "pauses": "Paused subscriptions resume, scheduled pauses are canceled; all of them are archived.",
+    "rewards": "No reward is earned, spent or expired any more; the ledger and its balances stay.",
+    "complete": "Frequencies, pauses and rewards, all three.",
+}
 
 
-@rollback.command("pauses")
-def pauses(
-    reason: Reason = "asked for by a person",
-    schema: Schema = False,
-    plan: PlanOnly = False,
-    yes: Yes = False,
-    as_json: AsJson = False,
-) -> None:
-    """Paused subscriptions resume, scheduled pauses are canceled; all of them are archived."""
-    _roll_back("pauses", reason, schema=schema, plan=plan, yes=yes, as_json=as_json)
+def _command(component: str) -> Callable[..., None]:
+    def command(
+        reason: Reason = "asked for by a person",
+        schema: Schema = False,
+        plan: PlanOnly = False,
+        yes: Yes = False,
+        as_json: AsJson = False,
+    ) -> None:
+        _roll_back(component, reason, schema=schema, plan=plan, yes=yes, as_json=as_json)
+
+    return command
 
 
-@rollback.command("rewards")
-def rewards(
-    reason: Reason = "asked for by a person",
-    schema: Schema = False,
-    plan: PlanOnly = False,
-    yes: Yes = False,
-    as_json: AsJson = False,
-) -> None:
-    """No reward is earned, spent or expired any more; the ledger and its balances stay."""
-    _roll_back("rewards", reason, schema=schema, plan=plan, yes=yes, as_json=as_json)
-
-
-@rollback.command("complete")
-def complete(
-    reason: Reason = "asked for by a person",
-    schema: Schema = False,
-    plan: PlanOnly = False,
-    yes: Yes = False,
-    as_json: AsJson = False,
-) -> None:
-    """Frequencies, pauses and rewards, all three."""
-    _roll_back("complete", reason, schema=schema, plan=plan, yes=yes, as_json=as_json)
+for _component, _what in WHAT_IT_DOES.items():
+    rollback.command(_component, help=_what)(_command(_component))
 
 
 @rollback.command("list")
@@ -104,7 +83,7 @@ def list_(as_json: AsJson = False) -> None:
     from flexpay_pipelines.rollback import list_rollbacks
 
     with session("list rollbacks") as opened:
-        show(list(list_rollbacks(opened.control)), as_json=as_json, title="Rollbacks")
+        show(list(list_rollbacks(opened.control)), as_json=as_json, title="Rollbacks", columns=LISTED)
 
 
 @rollback.command("undo", epilog="Example: `flexpay rollback undo 3`")
