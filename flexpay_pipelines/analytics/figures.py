@@ -150,7 +150,9 @@ def churn(
     with ledger_workspace(connection, policy or MetricPolicy(), known_at) as work:
         currencies = work.currencies()
         if reporting_currency is None and len(currencies) > 1:
-            raise BadInput(f"Customers pay in {', '.join(currencies)}: choose the currency to report churn in, such as --currency EUR.")
+            raise BadInput(
+                f"Customers pay in {', '.join(currencies)}: choose the currency to report churn in, such as --currency EUR."
+            )
         days = ROLLING_DAYS if grain == "day" else 1
         _compare(work, periods, days=days)
         _show_in(work, reporting_currency, rolling=grain == "day")
