@@ -151,7 +151,7 @@ def churn(
         currencies = work.currencies()
         if reporting_currency is None and len(currencies) > 1:
             raise BadInput(
-                f"Customers pay in {', '.join(currencies)}: choose the currency to report churn in, such as --currency EUR."
+                f"Customers pay in {', '.join(currencies)}: choose one to report churn in, such as --currency EUR."
             )
         days = ROLLING_DAYS if grain == "day" else 1
         _compare(work, periods, days=days)
