@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -17,6 +19,15 @@ from flexpay_pipelines.migrations import COMPONENTS, deploy
 from flexpay_pipelines.sandbox import Cluster, scratch_cluster
 
 LOG = logging.getLogger(__name__)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each run a temporary folder of its own. The one that pytest shares between runs is closed to other accounts
+    whenever a run starts, and PostgreSQL, which does not run as root, would lose its data under another run's feet."""
+    if config.option.basetemp is None and not hasattr(config, "workerinput"):
+        own = tempfile.mkdtemp(prefix="flexpay-pytest-")
+        config.option.basetemp = str(Path(own) / "tmp")
+        config.add_cleanup(lambda: shutil.rmtree(own, ignore_errors=True))
 
 
 @pytest.fixture(scope="session")

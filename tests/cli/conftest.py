@@ -6,8 +6,7 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,13 +38,6 @@ def environment(home: Path, **variables: str) -> dict[str, str]:
     """The environment of a user who set nothing but a home for FlexPay."""
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "FLEXPAY_POSTGRES_BIN") if name in os.environ}
     return {**kept, "HOME": str(home), "FLEXPAY_HOME": str(home / "state"), **variables}
-
-
-@pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    """A folder outside pytest's own: each pytest that starts closes that to other accounts, the server's among them."""
-    with tempfile.TemporaryDirectory(prefix="flexpay-test-") as folder:
-        yield Path(folder)
 
 
 @pytest.fixture
