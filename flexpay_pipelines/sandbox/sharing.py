@@ -78,7 +78,7 @@ def shared(
                     start()
             yield
         finally:
-            with locked(gate, fcntl.LOCK_EX):
+            with _uninterrupted(), locked(gate, fcntl.LOCK_EX):
                 try:
                     fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -87,6 +87,16 @@ def shared(
                     stop()
     finally:
         os.close(users)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold back a second Ctrl-C while a server is being stopped; it arrives once that is done."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class HttpServer:
