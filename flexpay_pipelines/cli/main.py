@@ -44,7 +44,7 @@ def main() -> None:
     # A shell that starts us in the background hands on an ignored SIGINT: whoever sends one means it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # Dagster warns at each use of a beta parameter; a person at a terminal can do nothing about it.
-    warnings.filterwarnings("ignore", module=r"dagster(\.|$)")
+    warnings.filterwarnings("ignore", message=".* is currently in (beta|preview)")
     try:
         app()
     except FlexPayError as error:

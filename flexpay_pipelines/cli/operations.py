@@ -84,7 +84,14 @@ def list_(limit: Annotated[int, typer.Option(help="How many.")] = 20, as_json: A
 
 
 @alerts.command("deliver")
-def deliver(plan: PlanOnly = False, yes: Yes = False, as_json: AsJson = False) -> None:
+def deliver(
+    retry_parked: Annotated[
+        bool, typer.Option(help="Also send what a channel refused, now that it is mended.")
+    ] = False,
+    plan: PlanOnly = False,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
     """Send what is still waiting."""
     from flexpay_pipelines.alerts import pending_deliveries
 
@@ -92,7 +99,7 @@ def deliver(plan: PlanOnly = False, yes: Yes = False, as_json: AsJson = False) -
         with session("plan alert delivery") as opened:
             waiting = pending_deliveries(opened.control)
         if planned({"waiting": waiting}, plan_only=plan, yes=yes, as_json=as_json, question="Send them now?"):
-            outcome = require(run_job("deliver_alerts", on=on))
+            outcome = require(run_job("deliver_alerts", on=on, ops={"deliver": {"retry_parked": retry_parked}}))
             show({"run_id": outcome.run_id, **outcome.outputs["deliver"]}, as_json=as_json, title="Delivered")
 
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dagster as dg
+from pydantic import Field
 
 from flexpay_pipelines.clock import parse_instant
 from flexpay_pipelines.defs.payments import OUTBOUND
@@ -28,12 +29,23 @@ def _channels(step: Step) -> dict[str, Any]:
     }
 
 
+class DeliveryConfig(dg.Config):
+    """What to send."""
+
+    retry_parked: bool = Field(
+        default=False, description="Also send what a channel refused for good, once it is mended."
+    )
+
+
 @dg.op(retry_policy=OUTBOUND)
-def deliver(context: dg.OpExecutionContext, flexpay: FlexPay) -> None:
+def deliver(context: dg.OpExecutionContext, config: DeliveryConfig, flexpay: FlexPay) -> None:
     """Send every alert that a channel still has to be told of."""
     from flexpay_pipelines.alerts import deliver_alerts as send_waiting
+    from flexpay_pipelines.alerts import requeue_parked
 
     with flexpay.step(context, "deliver", "alerts") as step:
+        if config.retry_parked:
+            step.progress(f"{requeue_parked(step.control)} parked deliveries are tried again.")
         result = send_waiting(step.control, _channels(step), clock=step.clock, progress=step.progress)
         step.details = {"delivered": result.delivered, "parked": result.parked}
         context.add_output_metadata(figures(result))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -36,7 +35,7 @@ def test_a_company_at_the_terminal(flexpay: Flexpay, tmp_path: Path) -> None:
 
     due = _done(flexpay("sweep", "--plan", "--json")).json
     swept = _done(flexpay("sweep", "--yes", "--json")).json
-    assert swept["started"] + swept["ended"] + sum(json.loads(json.dumps(swept["skipped"])).values()) >= due["to_start"]
+    assert swept["started"] + swept["ended"] + sum(swept["skipped"].values()) >= due["to_start"]
     assert _done(flexpay("sweep", "--plan", "--json")).json["oldest_due_at"] is None
 
     day = (datetime.now(UTC) - timedelta(days=1)).date()
