@@ -69,7 +69,7 @@ class Pace:
 
 def pending_commands(connection: Connection) -> int:
     """How many commands wait in the outbox."""
-    return int(queries("payments").pending_commands(connection))
+    return int(queries("payments_delivery").pending_commands(connection))
 
 
 def deliver_commands(
@@ -98,7 +98,7 @@ def deliver_commands(
         StripeRefusesUs: the key is wrong or lacks a right; what was under way stays pending.
     """
     started = time.monotonic()
-    catalogue = queries("payments")
+    catalogue = queries("payments_delivery")
     totals: Counter[str] = Counter(superseded=catalogue.supersede_commands(connection))
     if pending_commands(connection):
         gateway.ping()
@@ -135,7 +135,7 @@ class _Relay:
                 return
 
     def _batch(self, threads: ThreadPoolExecutor, most: int) -> Sequence[Outcome]:
-        catalogue, now = queries("payments"), self.clock.now()
+        catalogue, now = queries("payments_delivery"), self.clock.now()
         with self.connection.transaction():
             commands = list(catalogue.claim_commands(self.connection, now=now, most=most))
             if not commands:

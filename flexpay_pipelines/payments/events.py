@@ -77,7 +77,7 @@ def poll_events(
     Raises:
         StripeTransient: Stripe cannot be read to the end; what was read before is not half applied.
     """
-    newest = queries("payments").newest_event(connection)
+    newest = queries("payments_events").newest_event(connection)
     since = None if newest is None else newest - int(overlap.total_seconds())
     events = (event for page in gateway.events(since=since, types=TYPES) for event in page)
     received, new = store_events(connection, events)
@@ -96,7 +96,7 @@ def store_events(connection: Connection, events: Iterable[Object]) -> tuple[int,
     with staged(connection, _TABLE):
         received = copy_rows(connection, _TABLE, _rows(events))
         with connection.transaction():
-            new: int = queries("payments").store_events(connection)
+            new: int = queries("payments_events").store_events(connection)
     return received, new
 
 
@@ -112,7 +112,7 @@ def apply_events(
     Raises:
         StripeTransient: the reason of a failed payment cannot be asked for now; nothing is applied.
     """
-    catalogue = queries("payments")
+    catalogue = queries("payments_events")
     _ask_for_reasons(connection, gateway)
     with connection.transaction():
         events = [row["stripe_event_id"] for row in catalogue.lock_unapplied_events(connection)]
@@ -129,7 +129,7 @@ def apply_events(
 
 def _ask_for_reasons(connection: Connection, gateway: StripeGateway) -> None:
     """An invoice's event does not say why it failed: its PaymentIntent does."""
-    catalogue = queries("payments")
+    catalogue = queries("payments_events")
     found = []
     for row in catalogue.failures_without_reason(connection):
         try:

@@ -28,7 +28,7 @@ def link_subscriptions(connection: Connection, gateway: StripeGateway, *, progre
     Raises:
         StripeTransient: Stripe cannot be read to the end; nothing was changed.
     """
-    catalogue = queries("payments")
+    catalogue = queries("payments_linking")
     with staged(connection, _TABLE):
         found = copy_rows(connection, _TABLE, _customers(gateway)) + copy_rows(connection, _TABLE, _prices(gateway))
         progress(f"Found {found} customers and prices at Stripe.")

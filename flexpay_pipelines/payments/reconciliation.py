@@ -74,7 +74,7 @@ def reconcile(
     Raises:
         StripeTransient: Stripe cannot be read to the end.
     """
-    catalogue, compared_at = queries("payments"), clock.now()
+    catalogue, compared_at = queries("payments_reconciliation"), clock.now()
     with staged(connection, _TABLE), staged(connection, _ON_THEIR_WAY):
         compared = copy_rows(connection, _TABLE, _rows(gateway, progress))
         analyze(connection, _TABLE)
@@ -87,9 +87,9 @@ def reconcile(
 
 
 def _leave_out(connection: Connection, now: datetime) -> int:
-    catalogue = queries("payments")
+    catalogue = queries("payments_reconciliation")
     catalogue.collect_untold(connection)
-    if catalogue.pauses_deployed(connection):
+    if queries("billing").has_table(connection, relation="billing.subscription_pauses"):
         catalogue.collect_due_pauses(connection, now=now)
     analyze(connection, _ON_THEIR_WAY)
     return int(catalogue.subscriptions_in_flight(connection))

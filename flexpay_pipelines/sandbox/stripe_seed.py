@@ -23,7 +23,7 @@ INTERVALS = {
 
 def seed_rows(connection: Connection) -> Iterator[dict[str, list[Any]]]:
     """The requests that fill an account: products and prices first, then customers, then subscriptions."""
-    catalogue = queries("payments")
+    catalogue = queries("sandbox")
     prices = list(catalogue.seed_prices(connection))
     plans = sorted({row["plan"] for row in prices})
     yield {
@@ -69,8 +69,8 @@ def _subscription(row: dict[str, Any], ends: dict[int, int | None]) -> dict[str,
 
 
 def _pause_ends(connection: Connection) -> dict[int, int | None]:
-    catalogue = queries("payments")
-    if not catalogue.pauses_deployed(connection):
+    catalogue = queries("sandbox")
+    if not queries("billing").has_table(connection, relation="billing.subscription_pauses"):
         return {}
     return {row["subscription_id"]: row["ends"] for row in catalogue.seed_pause_ends(connection)}
 

@@ -1,0 +1,170 @@
+-- Events in: what Stripe told us, and what follows from it.
+
+-- name: newest_event()$
+-- Up to where events are known: epoch seconds, or null.
+SELECT extract(EPOCH FROM max(created))::bigint FROM billing.stripe_events;
+
+-- name: store_events()!
+-- Events that came in, once each.
+INSERT INTO billing.stripe_events (stripe_event_id, type, created, subject_id, object)
+SELECT DISTINCT ON (stripe_event_id)
+    stripe_event_id,
+    type,
+    created,
+    subject_id,
+    object
+FROM incoming_stripe_events
+ORDER BY stripe_event_id
+ON CONFLICT (stripe_event_id) DO NOTHING;
+
+-- name: failures_without_reason()
+-- Failed invoices, not applied yet, whose PaymentIntent is not known: Stripe must be asked which one it is, and why.
+SELECT DISTINCT e.subject_id AS invoice
+FROM billing.stripe_events AS e
+WHERE
+    e.applied_at IS NULL
+    AND e.type = 'invoice.payment_failed'
+    AND NOT e.object ? 'failure'
+    AND EXISTS (
+        SELECT 1
+        FROM billing.subscriptions AS s
+        WHERE s.stripe_subscription_id = e.object ->> 'subscription'
+    )
+ORDER BY e.subject_id;
+
+-- name: store_failures(failures)!
+-- What Stripe answered, kept with the events: invoice, payment_intent, type, code, decline_code, failure_class.
+UPDATE billing.stripe_events AS e
+SET object = e.object || jsonb_build_object('failure', f.failure)
+FROM jsonb_to_recordset(cast(:failures AS jsonb)) AS f (invoice text, failure jsonb)
+WHERE e.subject_id = f.invoice AND e.type = 'invoice.payment_failed' AND e.applied_at IS NULL;
+
+-- name: lock_unapplied_events()
+-- Events that nothing has been made of yet, locked so that two readers do not apply one twice.
+-- An event about a subscription that is not linked waits until it is.
+SELECT e.stripe_event_id
+FROM billing.stripe_events AS e
+LEFT JOIN billing.subscriptions AS s ON s.stripe_subscription_id = e.object ->> 'subscription'
+WHERE
+    e.applied_at IS NULL
+    AND (
+        s.subscription_id IS NOT NULL
+        OR (NOT starts_with(e.type, 'invoice.') AND NOT starts_with(e.type, 'customer.subscription.'))
+    )
+    AND (e.type <> 'invoice.payment_failed' OR e.object ? 'failure')
+ORDER BY e.stripe_event_id
+FOR UPDATE OF e SKIP LOCKED;
+
+-- name: record_payments(events)
+-- Each attempt to collect is a payment. The reason of a failure is that of the PaymentIntent event of the same instant;
+-- where that has not come, what Stripe answered when asked.
+INSERT INTO billing.payments
+(payment_ref, subscription_id, occurred_at, amount_minor, currency, outcome, failure_class, failure_code, attempt)
+SELECT
+    (e.object ->> 'id') || ':' || tried.attempt AS payment_ref,
+    s.subscription_id,
+    e.created,
+    CASE WHEN tried.failed THEN (e.object ->> 'amount_due')::bigint ELSE (e.object ->> 'amount_paid')::bigint END AS amount_minor,
+    upper(e.object ->> 'currency') AS currency,
+    CASE WHEN tried.failed THEN 'failed' ELSE 'succeeded' END AS outcome,
+    CASE WHEN tried.failed THEN coalesce(i.object ->> 'failure_class', e.object #>> '{failure,failure_class}') END
+        AS failure_class,
+    CASE
+        WHEN i.object IS NOT NULL THEN coalesce(i.object ->> 'decline_code', i.object ->> 'code')
+        WHEN tried.failed THEN coalesce(e.object #>> '{failure,decline_code}', e.object #>> '{failure,code}')
+    END AS failure_code,
+    tried.attempt
+FROM billing.stripe_events AS e
+INNER JOIN billing.subscriptions AS s ON s.stripe_subscription_id = e.object ->> 'subscription'
+CROSS JOIN LATERAL (
+    VALUES (e.type = 'invoice.payment_failed', greatest((e.object ->> 'attempt_count')::integer, 1))
+) AS tried (failed, attempt)
+LEFT JOIN LATERAL (
+    SELECT near.object
+    FROM billing.stripe_events AS near
+    WHERE
+        tried.failed
+        AND near.type = 'payment_intent.payment_failed'
+        AND near.subject_id = e.object #>> '{failure,payment_intent}'
+        AND near.created BETWEEN e.created - interval '2 minutes' AND e.created + interval '2 minutes'
+    ORDER BY abs(extract(EPOCH FROM near.created - e.created)), near.stripe_event_id
+    LIMIT 1
+) AS i ON TRUE
+WHERE
+    e.stripe_event_id = any(:events)
+    AND e.type IN ('invoice.paid', 'invoice.payment_failed')
+    AND (e.object ->> 'amount_due')::bigint > 0
+ORDER BY e.created, e.stripe_event_id
+ON CONFLICT (payment_ref) DO NOTHING
+RETURNING payment_id;
+
+-- name: correct_reasons(events)!
+-- A PaymentIntent event that came after its invoice event tells the reason of that attempt: what was answered when Stripe
+-- was asked may have been the reason of a later one.
+UPDATE billing.payments AS p
+SET
+    failure_class = reason.object ->> 'failure_class',
+    failure_code = coalesce(reason.object ->> 'decline_code', reason.object ->> 'code')
+FROM billing.stripe_events AS e
+INNER JOIN billing.stripe_events AS reason
+    ON
+        e.object #>> '{failure,payment_intent}' = reason.subject_id
+        AND reason.created BETWEEN e.created - interval '2 minutes' AND e.created + interval '2 minutes'
+WHERE
+    reason.stripe_event_id = any(:events)
+    AND reason.type = 'payment_intent.payment_failed'
+    AND e.type = 'invoice.payment_failed'
+    AND e.applied_at IS NOT NULL
+    AND p.payment_ref = (e.object ->> 'id') || ':' || greatest((e.object ->> 'attempt_count')::integer, 1)
+    AND p.outcome = 'failed';
+
+-- name: apply_cancellations(events)!
+-- What was canceled at Stripe is canceled here, as of then; an event older than one that was applied changes nothing.
+UPDATE billing.subscriptions AS s
+SET
+    status = 'canceled',
+    canceled_at = gone.ended_at,
+    next_payment_at = NULL,
+    stripe_event_at = gone.created,
+    version = s.version + 1,
+    changed_at = gone.ended_at,
+    change_reason = 'canceled at Stripe'
+FROM (
+    SELECT DISTINCT ON (e.subject_id)
+        e.subject_id,
+        e.created,
+        coalesce(to_timestamp((e.object ->> 'ended_at')::bigint), e.created) AS ended_at
+    FROM billing.stripe_events AS e
+    WHERE e.stripe_event_id = any(:events) AND e.type = 'customer.subscription.deleted'
+    ORDER BY e.subject_id ASC, e.created DESC
+) AS gone
+WHERE
+    s.stripe_subscription_id = gone.subject_id
+    AND s.status <> 'canceled'
+    AND (s.stripe_event_at IS NULL OR s.stripe_event_at < gone.created);
+
+-- name: mark_events(events, now)$
+-- The events are dealt with. Returns how many said something older than what was known of the same subscription.
+WITH marked AS (
+    UPDATE billing.stripe_events AS e
+    SET
+        applied_at = :now,
+        outcome = CASE
+            WHEN starts_with(e.type, 'customer.subscription.') AND EXISTS (
+                SELECT 1
+                FROM billing.stripe_events AS newer
+                WHERE
+                    newer.subject_id = e.subject_id
+                    AND newer.created > e.created
+                    AND newer.applied_at IS NOT NULL
+                    AND starts_with(newer.type, 'customer.subscription.')
+            ) THEN 'stale'
+            WHEN e.type IN ('invoice.paid', 'invoice.payment_failed') AND (e.object ->> 'amount_due')::bigint > 0 THEN 'payment'
+            WHEN e.type = 'customer.subscription.deleted' THEN 'canceled'
+            ELSE 'noted'
+        END
+    WHERE e.stripe_event_id = any(:events) AND e.applied_at IS NULL
+    RETURNING e.outcome
+)
+
+SELECT count(*) FILTER (WHERE outcome = 'stale') FROM marked;
