@@ -1,4 +1,4 @@
-"""Measure everything (or what is named: loading, sweep, demo), print the ratios, append them to docs/benchmarks.md."""
+"""Measure everything (or what is named: loading, sweep, …), print the ratios, append them to docs/benchmarks.md."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.bench import demo, loading, sweep
+from tests.bench import demo, loading, reconciliation, sweep
 from tests.bench.ratio import Ratio
 
-BENCHES = {"loading": loading, "sweep": sweep, "demo": demo}
+BENCHES = {"loading": loading, "sweep": sweep, "reconciliation": reconciliation, "demo": demo}
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
 
 
 def _row(ratio: Ratio, day: str) -> str:
     verdict = "holds" if ratio.holds else "MISSED"
     return (
-        f"| {day} | {ratio.what} | {ratio.ours:.2f} s | {ratio.floor_is} {ratio.floor:.2f} s "
+        f"| {day} | {ratio.what} | {ratio.ours:.2f} {ratio.unit} | {ratio.floor_is} {ratio.floor:.2f} {ratio.unit} "
         f"| {ratio.times:.2f} | {ratio.limit:g} | {verdict} |"
     )
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Ratio:
-    """Seconds of ours and of the floor, measured in one run."""
+    """Ours and the floor, in seconds unless `unit` says otherwise, measured in one run."""
 
     what: str
     ours: float
     floor_is: str
     floor: float
     limit: float
+    unit: str = "s"
 
     @property
     def times(self) -> float:
