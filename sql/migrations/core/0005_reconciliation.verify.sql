@@ -17,6 +17,13 @@ BEGIN
     IF missing IS NOT NULL THEN
         RAISE EXCEPTION 'core: index of the reconciliation missing or invalid: %', missing;
     END IF;
+    IF (
+        SELECT count(*) FROM pg_constraint
+        WHERE conrelid IN ('billing.reconciliations'::regclass, 'billing.reconciliation_differences'::regclass)
+            AND contype IN ('c', 'f') AND convalidated
+    ) <> 6 THEN
+        RAISE EXCEPTION 'core: a check or a reference of the reconciliation is missing';
+    END IF;
     IF NOT EXISTS (
         SELECT 1 FROM pg_constraint
         WHERE conrelid = 'billing.stripe_commands'::regclass AND conname = 'stripe_commands_operation_check' AND convalidated
