@@ -17,10 +17,17 @@ TABLES = {
     "incoming_stripe_events": (
         "stripe_event_id text", "type text", "created timestamptz", "subject_id text", "object jsonb",
     ),
+    "in_scope": ("subscription_id bigint", "stripe_id text", "version bigint"),
     "on_their_way": ("subscription_id bigint",),
     "stripe_now": (
         "stripe_id text", "subscription_ref text", "status text", "paused boolean", "currency text",
         "unit_amount bigint", "frequency text", "quantity integer", "period_end timestamptz", "keeps_date boolean",
+        "ended_at timestamptz",
+    ),
+    "differences_found": (
+        "subscription_ref text", "kind text", "in_database text", "in_stripe text", "mend text", "parked text",
+        "subscription_id bigint", "version bigint", "stripe_id text", "parked_command bigint", "outcome text",
+        "pause_ends timestamptz",
     ),
 }  # fmt: skip
 
