@@ -47,11 +47,21 @@ class Settings(BaseSettings):
     stripe_api_base: str | None = Field(
         default=None, description="Where Stripe answers; unset without a key: the embedded sandbox server."
     )
-    stripe_requests_per_second: float = Field(
-        default=25.0,
+    stripe_requests_per_second: float | None = Field(
+        default=None,
         gt=0,
-        le=100,
-        description="Pace of all requests to Stripe together: 25 in test mode, up to 100 live.",
+        le=1000,
+        description="Pace of all requests to Stripe together; unset: 25 with a test key, 100 with a live one.",
+    )
+    stripe_endpoint_requests_per_second: float | None = Field(
+        default=None,
+        gt=0,
+        le=1000,
+        description="Pace of the requests to one endpoint (method and path) of Stripe; unset: that of all together.",
+    )
+    stripe_webhook_secret: SecretStr | None = Field(
+        default=None,
+        description="Signing secret of the webhook endpoint (whsec_…); while it is replaced: both, a comma between.",
     )
     stripe_pause_mode: Literal["collection", "subscription"] = Field(
         default="collection", description="How a pause is made at Stripe: pause_collection, or /pause and /resume."

@@ -6,7 +6,14 @@ that something is wrong (`monitoring`, `health`, the sensors).
 
 from flexpay_pipelines.alerts.channels import ROUTES, Alert, Channel, ChannelBusy, Severity
 from flexpay_pipelines.alerts.delivery import AlertDelivery, deliver_alerts, requeue_parked
-from flexpay_pipelines.alerts.outbox import AlertRecord, Delivery, list_alerts, pending_deliveries, raise_alert
+from flexpay_pipelines.alerts.outbox import (
+    AlertRecord,
+    Delivery,
+    alert_raised,
+    list_alerts,
+    pending_deliveries,
+    raise_alert,
+)
 from flexpay_pipelines.alerts.slack import SlackChannel
 
 __all__ = [
@@ -19,6 +26,7 @@ __all__ = [
     "Delivery",
     "Severity",
     "SlackChannel",
+    "alert_raised",
     "deliver_alerts",
     "list_alerts",
     "pending_deliveries",

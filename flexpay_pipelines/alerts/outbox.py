@@ -86,6 +86,11 @@ def raise_alert(
     return alert_id
 
 
+def alert_raised(control: Connection, fingerprint: str) -> bool:
+    """Whether an alert of this fingerprint was ever raised, however long ago."""
+    return bool(queries("alerts").alert_raised(control, fingerprint=redact(fingerprint)))
+
+
 def list_alerts(control: Connection, *, limit: int) -> tuple[AlertRecord, ...]:
     """The newest alerts, newest first, at most `limit`, each with its deliveries by channel."""
     return tuple(

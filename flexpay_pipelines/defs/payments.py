@@ -5,17 +5,22 @@ What belongs here: the assets, checks, jobs and schedules that speak with Stripe
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING
 
 import dagster as dg
+from pydantic import Field
 
+from flexpay_pipelines.clock import Clock
 from flexpay_pipelines.defs.billing import PAUSE_SWEEP
 from flexpay_pipelines.defs.migrations import schema_key
 from flexpay_pipelines.defs.presentation import figures, table
 from flexpay_pipelines.defs.resources import FlexPay, Step
+from flexpay_pipelines.settings import Settings
 
 if TYPE_CHECKING:
     from flexpay_pipelines.payments import DeliveryResult
+    from flexpay_pipelines.payments.events import Effects
 
 GROUP = "billing"
 STRIPE_EVENTS = dg.AssetKey(["billing", "stripe_events"])
@@ -36,7 +41,6 @@ OUTBOUND = dg.RetryPolicy(max_retries=3, delay=5, backoff=dg.Backoff.EXPONENTIAL
 )
 def stripe_events(context: dg.AssetExecutionContext, flexpay: FlexPay) -> dg.MaterializeResult[None]:
     """What Stripe told us since the last poll, once each: payments recorded, subscriptions brought up to date."""
-    from flexpay_pipelines.billing import apply_payment_outcomes
     from flexpay_pipelines.payments import poll_events
 
     with flexpay.step(context, "poll", "stripe events") as step:
@@ -44,13 +48,20 @@ def stripe_events(context: dg.AssetExecutionContext, flexpay: FlexPay) -> dg.Mat
             step.billing,
             step.session.gateway,
             clock=step.clock,
-            apply=lambda connection, payment_ids: apply_payment_outcomes(
-                connection, payment_ids, clock=step.clock, grace_days=step.settings.pause_grace_days
-            ),
+            apply=payment_effects(step.settings, step.clock),
             progress=step.progress,
         )
         step.details = {"new": result.new}
         return dg.MaterializeResult(metadata=figures(result))
+
+
+def payment_effects(settings: Settings, clock: Clock) -> "Effects":
+    """What newly recorded payments do to their subscriptions, under the settings."""
+    from flexpay_pipelines.billing import apply_payment_outcomes
+
+    return partial(
+        apply_payment_outcomes, clock=clock, grace_days=settings.pause_grace_days, pause_mode=settings.stripe_pause_mode
+    )
 
 
 @dg.asset_check(asset=STRIPE_EVENTS, blocking=True)
@@ -67,22 +78,17 @@ def no_card_data(flexpay: FlexPay) -> dg.AssetCheckResult:
     key=STRIPE_DELIVERY, deps=[LAST_SWEEP], group_name=GROUP, kinds={"stripe"}, pool="stripe", retry_policy=OUTBOUND
 )
 def stripe_delivery(context: dg.AssetExecutionContext, flexpay: FlexPay) -> dg.MaterializeResult[None]:
-    """The commands that changes asked for, told to Stripe in order and once each, under its rate limit."""
+    """The commands that changes asked for, told to Stripe in order and once each, at the pace that it allows."""
     with flexpay.step(context, "deliver", "stripe commands") as step:
         return dg.MaterializeResult(metadata=figures(deliver_waiting(step)))
 
 
 def deliver_waiting(step: Step) -> "DeliveryResult":
-    """Deliver every command that waits, under the rate limit of the settings."""
-    from flexpay_pipelines.payments import deliver_commands
+    """Deliver every command that waits, and alert somebody of what Stripe refuses for good."""
+    from flexpay_pipelines.payments import alert_parked, deliver_commands
 
-    result = deliver_commands(
-        step.billing,
-        step.session.gateway,
-        clock=step.clock,
-        requests_per_second=step.settings.stripe_requests_per_second,
-        progress=step.progress,
-    )
+    result = deliver_commands(step.billing, step.session.gateway, clock=step.clock, progress=step.progress)
+    alert_parked(step.billing, step.control, clock=step.clock, progress=step.progress)
     step.details = {"delivered": result.delivered, "parked": result.parked}
     return result
 
@@ -148,6 +154,34 @@ def link_stripe() -> None:
     link_stripe_objects()
 
 
+class RetryConfig(dg.Config):
+    """Which parked commands are tried again."""
+
+    command_ids: list[int] | None = Field(default=None, description="Ids of the commands; unset: all that are parked.")
+
+
+@dg.op(pool="stripe")
+def retry_commands(context: dg.OpExecutionContext, config: RetryConfig, flexpay: FlexPay) -> None:
+    """Put parked commands back into the outbox, once the reason for which Stripe refused them is mended."""
+    from flexpay_pipelines.payments import retry_parked
+
+    with flexpay.step(context, "retry", "stripe commands") as step:
+        result = retry_parked(step.billing, config.command_ids)
+        step.details = {"commands": config.command_ids or "all", **asdict(result)}
+        context.add_output_metadata(figures(result))
+
+
+@dg.job(description="Put commands that Stripe refused back into the outbox.")
+def retry_stripe_commands() -> None:
+    """The job of `flexpay stripe retry`."""
+    retry_commands()
+
+
+deliver_stripe_commands = dg.define_asset_job(
+    "deliver_stripe_commands",
+    selection=dg.AssetSelection.assets(STRIPE_DELIVERY),
+    description="Tell Stripe what is waiting.",
+)
 stripe_reconciliation = dg.define_asset_job(
     "stripe_reconciliation",
     selection=dg.AssetSelection.assets(RECONCILIATION),
@@ -167,7 +201,14 @@ hourly_pause_sweep = dg.define_asset_job(
 defs = dg.Definitions(
     assets=[stripe_events, stripe_delivery, reconciliation],
     asset_checks=[no_card_data, matches_history],
-    jobs=[hourly_pause_sweep, stripe_exchange, stripe_reconciliation, link_stripe],
+    jobs=[
+        hourly_pause_sweep,
+        stripe_exchange,
+        stripe_reconciliation,
+        link_stripe,
+        deliver_stripe_commands,
+        retry_stripe_commands,
+    ],
     schedules=[
         dg.ScheduleDefinition(name="stripe_exchange_every_5_minutes", job=stripe_exchange, cron_schedule="*/5 * * * *"),
         dg.build_schedule_from_partitioned_job(hourly_pause_sweep, name="pause_sweep_hourly"),

@@ -61,7 +61,12 @@ class Session:
         settings = self._stack.enter_context(local_services(self._settings, databases=(), stripe=True))
         if settings.stripe_api_key is None:
             raise AssertionError("local_services sets the key or raises")
-        return StripeGateway(settings.stripe_api_key.get_secret_value(), settings.stripe_api_base)
+        return StripeGateway(
+            settings.stripe_api_key.get_secret_value(),
+            settings.stripe_api_base,
+            requests_per_second=settings.stripe_requests_per_second,
+            endpoint_requests_per_second=settings.stripe_endpoint_requests_per_second,
+        )
 
 
 @contextmanager

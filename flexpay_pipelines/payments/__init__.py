@@ -8,25 +8,41 @@ from flexpay_pipelines.payments.delivery import DeliveryResult, deliver_commands
 from flexpay_pipelines.payments.events import EventsResult, apply_events, poll_events, store_events
 from flexpay_pipelines.payments.failures import StripePermanent, StripeRefusesUs, StripeTransient, failure_class
 from flexpay_pipelines.payments.linking import link_subscriptions
-from flexpay_pipelines.payments.reconciliation import Difference, Reconciliation, reconcile
+from flexpay_pipelines.payments.mending import MendPolicy, MendResult, mend_differences
+from flexpay_pipelines.payments.parking import ParkedCommand, Retried, alert_parked, parked_commands, retry_parked
+from flexpay_pipelines.payments.passes import Persistent, mark_alerted, persistent_differences
+from flexpay_pipelines.payments.reconciliation import KINDS, Difference, Reconciliation, open_differences, reconcile
 from flexpay_pipelines.payments.stripe_gateway import StripeGateway, construct_event
 
 __all__ = [
+    "KINDS",
     "DeliveryResult",
     "Difference",
     "EventsResult",
+    "MendPolicy",
+    "MendResult",
+    "ParkedCommand",
+    "Persistent",
     "Reconciliation",
+    "Retried",
     "StripeGateway",
     "StripePermanent",
     "StripeRefusesUs",
     "StripeTransient",
+    "alert_parked",
     "apply_events",
     "construct_event",
     "deliver_commands",
     "failure_class",
     "link_subscriptions",
+    "mark_alerted",
+    "mend_differences",
+    "open_differences",
+    "parked_commands",
     "pending_commands",
+    "persistent_differences",
     "poll_events",
     "reconcile",
+    "retry_parked",
     "store_events",
 ]

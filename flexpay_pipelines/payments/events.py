@@ -32,6 +32,8 @@ TYPES = (
 # How far behind the newest known event Stripe is read again: an event can appear later than younger ones.
 OVERLAP = timedelta(minutes=15)
 _TABLE = "incoming_stripe_events"
+# What the payments of these ids do to their subscriptions, in the transaction that records them.
+Effects = Callable[["Connection", Sequence[int]], object]
 
 # What is kept of each object. Nothing else of an event is stored, so nothing of a card can be.
 _KEPT = {

@@ -1,6 +1,6 @@
 """One command of the outbox and Stripe: what is called, and whether it was done already.
 
-What belongs here: the meaning of each operation. What does not: the order, the pace and the retries (`delivery`).
+What belongs here: the meaning of each operation. What does not: order and retries (`delivery`), pace (`pacing`).
 """
 
 from __future__ import annotations
@@ -42,7 +42,6 @@ class Outcome:
 class _Sending:
     command: dict[str, Any]
     gateway: StripeGateway
-    pace: Callable[[], None]
     now: datetime
 
     @property
@@ -63,20 +62,19 @@ class _Sending:
         return Outcome(self.command["command_id"], state, error)
 
     def read(self) -> Object:
-        self.pace()
         return self.gateway.subscription(self.identifier)
 
 
-def send(command: dict[str, Any], gateway: StripeGateway, *, pace: Callable[[], None], now: datetime) -> Outcome:
+def send(command: dict[str, Any], gateway: StripeGateway, *, now: datetime) -> Outcome:
     """Tell Stripe one command, unless the object shows that it was told before.
 
     Raises:
         StripeTransient: it may succeed later.
         StripeRefusesUs: no call can succeed.
     """
-    sending = _Sending(command, gateway, pace, now)
+    sending = _Sending(command, gateway, now)
     if command["stripe_subscription_id"] is None:
-        return sending.outcome("parked", "the subscription has no Stripe id: link it, then set the command to pending")
+        return sending.outcome("parked", "the subscription has no Stripe id: link it, then retry the command")
     try:
         return _send(sending)
     except StripePermanent as error:
@@ -87,6 +85,11 @@ def send(command: dict[str, Any], gateway: StripeGateway, *, pace: Callable[[], 
 
 def _send(sending: _Sending) -> Outcome:
     command = sending.command
+    if (
+        command["operation"] == "move_payment"
+        and parse_instant(command["parameters"]["next_payment_at"]) <= sending.now
+    ):
+        return sending.outcome("superseded", "the date has passed before Stripe was told of it")
     uncertain = command["attempts"] > 0 or sending.now - command["created_at"] > KEY_LIFETIME
     present: Object = sending.read() if uncertain or command["operation"] in _LOOK_FIRST else {}
     if present and (uncertain or present["status"] == "canceled"):
@@ -114,6 +117,10 @@ def _shows_effect(sending: _Sending, present: Object) -> bool:
             parameters["amount_minor"],
             INTERVALS[PaymentFrequency(parameters["payment_frequency"])],
         )
+    if operation == "change_quantity":
+        return bool(present["items"]["data"][0].get("quantity", 1) == parameters["quantity"])
+    if operation == "move_payment":
+        return _in_time(sending, present)
     paused = present["pause_collection"] is not None or present["status"] == "paused"
     if operation == "pause" and paused:
         ends = (present["pause_collection"] or {}).get("resumes_at")
@@ -163,7 +170,6 @@ def _instant(sending: _Sending, name: str) -> int | None:
 
 
 def _pause(sending: _Sending, _present: Object) -> None:
-    sending.pace()
     sending.gateway.pause(
         sending.identifier,
         mode=sending.parameters["mode"],
@@ -179,13 +185,10 @@ def _resume(sending: _Sending, present: Object) -> None:
     now = int(sending.now.timestamp())
     moved = wanted if wanted is None or wanted > now else now + SOON_SECONDS
     if present["status"] == "paused":
-        sending.pace()
         sending.gateway.resume_subscription(sending.identifier, key=sending.key)
     if present["pause_collection"] is not None:
-        sending.pace()
         sending.gateway.resume_collection(sending.identifier, next_payment_at=moved, key=f"{sending.key}:collection")
     elif moved is not None and not _in_time(sending, present):
-        sending.pace()
         sending.gateway.move_payment(sending.identifier, moved, key=f"{sending.key}:date")
 
 
@@ -199,7 +202,6 @@ def _change_price(sending: _Sending, present: Object) -> None:
     crosses = (recurring["interval"], recurring["interval_count"]) != (interval, count)
     ends = item["current_period_end"]
     kept = parameters["proration"] == "none" and crosses and present["status"] != "paused"
-    sending.pace()
     sending.gateway.change_price(
         sending.identifier,
         item={"id": item["id"], **_price(sending, item, interval, count)},
@@ -223,13 +225,25 @@ def _price(sending: _Sending, item: Object, interval: str, count: int) -> Object
     }
 
 
+def _change_quantity(sending: _Sending, present: Object) -> None:
+    item = present["items"]["data"][0]["id"]
+    sending.gateway.change_quantity(
+        sending.identifier, item=item, quantity=sending.parameters["quantity"], key=sending.key
+    )
+
+
+def _move_payment(sending: _Sending, _present: Object) -> None:
+    wanted = int(parse_instant(sending.parameters["next_payment_at"]).timestamp())
+    sending.gateway.move_payment(sending.identifier, wanted, key=sending.key)
+
+
 def _cancel(sending: _Sending, _present: Object) -> None:
-    sending.pace()
     sending.gateway.cancel(sending.identifier, key=sending.key)
 
 
 # What these send depends on the object as it is.
-_LOOK_FIRST = frozenset({"resume", "change_price"})
+_LOOK_FIRST = frozenset({"resume", "change_price", "change_quantity"})
 _OPERATIONS: dict[str, Callable[[_Sending, Object], None]] = {
-    "pause": _pause, "resume": _resume, "change_price": _change_price, "cancel": _cancel,
+    "pause": _pause, "resume": _resume, "change_price": _change_price, "change_quantity": _change_quantity,
+    "move_payment": _move_payment, "cancel": _cancel,
 }  # fmt: skip

@@ -1,7 +1,7 @@
 """Stripe over HTTP: the only module that imports the SDK.
 
-What belongs here: one method for each call that we make, and the translation of its errors into ours.
-What does not: deciding what to call (`delivery`, `linking`, `events`, `reconciliation`).
+What belongs here: one method for each call that we make, and the translation of its errors into ours. Every request
+is paced here, pages included. What does not: deciding what to call (`delivery`, `linking`, `events`, `reconciliation`).
 
 Answers are plain dicts, times epoch seconds, money minor units, as Stripe sends them.
 """
@@ -24,6 +24,7 @@ from flexpay_pipelines.payments.failures import (
     StripeTransient,
     failure_class,
 )
+from flexpay_pipelines.payments.pacing import Pace, allowed_by_key
 
 if TYPE_CHECKING:
     import stripe
@@ -55,6 +56,8 @@ class StripeGateway:
         *,
         timeout_seconds: float = 20,
         max_network_retries: int = 2,
+        requests_per_second: float | None = None,
+        endpoint_requests_per_second: float | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         """
@@ -63,12 +66,16 @@ class StripeGateway:
             api_base: where Stripe answers; None is Stripe itself.
             timeout_seconds: for each request.
             max_network_retries: how often the SDK repeats a request after a broken connection, with the same key.
-            sleep: waits between two readings of a page that was refused for its pace.
+            requests_per_second: of all requests together; None: what Stripe allows the key.
+            endpoint_requests_per_second: of one endpoint (method and path); None: as many as all together.
+            sleep: waits for the pace, and between two readings of a page that was refused for its pace.
         """
         self._api_key = api_key
         self._timeout_seconds = timeout_seconds
         self._max_network_retries = max_network_retries
         self._sleep = sleep
+        self.requests_per_second = requests_per_second or allowed_by_key(api_key)
+        self._pace = Pace(self.requests_per_second, endpoint_requests_per_second, sleep=sleep)
         self.api_base = api_base or "https://api.stripe.com"
 
     @cached_property
@@ -115,7 +122,7 @@ class StripeGateway:
         Raises:
             StripePermanent: `code` is resource_missing when there is none.
         """
-        return self._call("get", f"/v1/subscriptions/{identifier}", {})
+        return self._call("get", "/v1/subscriptions/{id}", {}, of=identifier)
 
     def payment_failure(self, invoice: str) -> Object:
         """Why the last attempt to collect an invoice failed.
@@ -123,7 +130,7 @@ class StripeGateway:
         Returns:
             `payment_intent` (id), `type`, `code`, `decline_code`; each None where Stripe does not say.
         """
-        found = self._call("get", f"/v1/invoices/{invoice}", {"expand": ["payments.data.payment.payment_intent"]})
+        found = self._call("get", "/v1/invoices/{id}", {"expand": ["payments.data.payment.payment_intent"]}, of=invoice)
         intents = [entry["payment"].get("payment_intent") for entry in found.get("payments", {}).get("data", [])]
         intent = next((one for one in reversed(intents) if isinstance(one, dict)), {})
         error = intent.get("last_payment_error") or {}
@@ -135,20 +142,18 @@ class StripeGateway:
     def pause(self, identifier: str, *, mode: str, resumes_at: int | None, key: str) -> None:
         """Stop collecting (`collection`: invoices are voided) or stop altogether (`subscription`), until resumed."""
         if mode == "subscription":
-            self._call(
-                "post",
-                f"/v1/subscriptions/{identifier}/pause",
-                {"bill_for": {"unused_time_from": {"type": "none"}}, "invoicing_behavior": "pending_invoice_item"},
-                key,
-            )
+            parameters: Object = {
+                "bill_for": {"unused_time_from": {"type": "none"}}, "invoicing_behavior": "pending_invoice_item",
+            }  # fmt: skip
+            self._call("post", "/v1/subscriptions/{id}/pause", parameters, of=identifier, key=key)
             return
         end = {} if resumes_at is None else {"resumes_at": resumes_at}
-        self._call("post", f"/v1/subscriptions/{identifier}", {"pause_collection": {"behavior": "void", **end}}, key)
+        self._update(identifier, {"pause_collection": {"behavior": "void", **end}}, key)
 
     def resume_subscription(self, identifier: str, *, key: str) -> None:
         """End a pause of the whole subscription, on its old dates; the time of the pause is not billed."""
         parameters = {"billing_cycle_anchor": {"type": "unchanged"}, "proration_behavior": "none"}
-        self._call("post", f"/v1/subscriptions/{identifier}/resume", parameters, key)
+        self._call("post", "/v1/subscriptions/{id}/resume", parameters, of=identifier, key=key)
 
     def resume_collection(self, identifier: str, *, next_payment_at: int | None, key: str) -> None:
         """Collect again.
@@ -158,11 +163,11 @@ class StripeGateway:
         """
         moved = {} if next_payment_at is None else _until(next_payment_at)
         # "" clears it; None would be left out, and change nothing.
-        self._call("post", f"/v1/subscriptions/{identifier}", {"pause_collection": "", **moved}, key)
+        self._update(identifier, {"pause_collection": "", **moved}, key)
 
     def move_payment(self, identifier: str, next_payment_at: int, *, key: str) -> None:
         """Bill nothing before an instant (epoch seconds), and count the periods from it."""
-        self._call("post", f"/v1/subscriptions/{identifier}", _until(next_payment_at), key)
+        self._update(identifier, _until(next_payment_at), key)
 
     def change_price(
         self,
@@ -182,12 +187,19 @@ class StripeGateway:
                 interval begins, and is billed, at once.
         """
         kept = {} if keep_date is None else _until(keep_date)
-        parameters = {"items": [item], "proration_behavior": proration, **kept}
-        self._call("post", f"/v1/subscriptions/{identifier}", parameters, key)
+        self._update(identifier, {"items": [item], "proration_behavior": proration, **kept}, key)
+
+    def change_quantity(self, identifier: str, *, item: str, quantity: int, key: str) -> None:
+        """Put another quantity on the subscription's item (its id), from the next invoice on."""
+        parameters = {"items": [{"id": item, "quantity": quantity}], "proration_behavior": "none"}
+        self._update(identifier, parameters, key)
 
     def cancel(self, identifier: str, *, key: str) -> None:
         """Cancel at once."""
-        self._call("delete", f"/v1/subscriptions/{identifier}", {}, key)
+        self._call("delete", "/v1/subscriptions/{id}", {}, of=identifier, key=key)
+
+    def _update(self, identifier: str, parameters: Object, key: str) -> None:
+        self._call("post", "/v1/subscriptions/{id}", parameters, of=identifier, key=key)
 
     def _pages(self, path: str, parameters: Object) -> Iterator[list[Object]]:
         after: Object = {}
@@ -209,10 +221,11 @@ class StripeGateway:
                 self._sleep(error.retry_after or min(2.0**attempt / 4, _LONGEST_READ_PAUSE_SECONDS))
         raise AssertionError("the last attempt returns or raises")
 
-    def _call(self, method: str, path: str, parameters: Object, key: str | None = None) -> Object:
+    def _call(self, method: str, endpoint: str, parameters: Object, *, of: str = "", key: str | None = None) -> Object:
         options = {} if key is None else {"idempotency_key": key}
+        self._pace.wait(f"{method} {endpoint}")
         with self._translated():
-            answer: Any = self._client.raw_request(method, path, **parameters, **options)
+            answer: Any = self._client.raw_request(method, endpoint.replace("{id}", of), **parameters, **options)
         return dict(answer.data)
 
     @contextmanager

@@ -58,6 +58,10 @@ SELECT
     repeats
 FROM fresh;
 
+-- name: alert_raised(fingerprint)$
+-- Whether an alert of this fingerprint was ever raised.
+SELECT count(*) > 0 AS raised FROM ops.alerts WHERE fingerprint = :fingerprint;
+
 -- name: claim_delivery(channels, now)^
 -- The oldest delivery that is due for one of the channels and that no other relay holds; locked until marked.
 SELECT

@@ -41,8 +41,10 @@ def clock() -> FixedClock:
 
 @pytest.fixture
 def gateway(stripe: StripeSandbox) -> StripeGateway:
-    """The gateway without the SDK's own repetitions, so that each fault is seen, and with a short patience."""
-    return StripeGateway(stripe.api_key, stripe.api_base, timeout_seconds=2, max_network_retries=0)
+    """The gateway without the SDK's own repetitions, so that each fault is seen, and in a hurry."""
+    return StripeGateway(
+        stripe.api_key, stripe.api_base, timeout_seconds=2, max_network_retries=0, requests_per_second=10_000
+    )
 
 
 @pytest.fixture

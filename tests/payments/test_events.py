@@ -210,10 +210,12 @@ def test_a_broken_poll_loses_nothing(
 
 def test_reading_slows_down_when_asked(company: Connection, stripe: StripeSandbox, clock: FixedClock) -> None:
     waits: list[float] = []
-    gateway = StripeGateway(stripe.api_key, stripe.api_base, max_network_retries=0, sleep=waits.append)
+    gateway = StripeGateway(
+        stripe.api_key, stripe.api_base, max_network_retries=0, requests_per_second=1e6, sleep=waits.append
+    )
     stripe.order_fault("429", match="GET /v1/events", seconds=3)
     assert _poll(company, gateway, clock).received == 0
-    assert waits == [3]
+    assert max(waits) == 3
 
 
 SECRET = "whsec_test"

@@ -130,7 +130,7 @@ def test_what_is_on_its_way_is_no_difference(
     command(company, "s2", "cancel")
     found = _compare(company, gateway, clock)
     assert (found.differences, found.in_flight) == ((), 2)
-    deliver_commands(company, gateway, clock=clock, requests_per_second=100, progress=quiet, sleep=lambda _: None)
+    deliver_commands(company, gateway, clock=clock, progress=quiet)
     found = _compare(company, gateway, clock)
     assert (found.differences, found.in_flight) == ((), 0)
 
@@ -160,7 +160,7 @@ def test_a_date_that_was_kept_is_no_trial(company: Connection, gateway: StripeGa
     terms = {"plan": "basic", "payment_frequency": "MONTHLY", "currency": "EUR", "amount_minor": 4_000}
     command(company, "s4", "change_price", json.dumps({**terms, "proration": "none"}))
     change(company, "s4", "payment_frequency = 'MONTHLY', amount_minor = 4000")
-    deliver_commands(company, gateway, clock=clock, requests_per_second=100, progress=quiet, sleep=lambda _: None)
+    deliver_commands(company, gateway, clock=clock, progress=quiet)
     assert gateway.subscription(stripe_id(company, "s4"))["status"] == "trialing"
     assert _compare(company, gateway, clock).differences == ()
 

@@ -1,0 +1,76 @@
+"""`flexpay stripe`: what waits for Stripe and what it refused. `flexpay webhook`: Stripe's events as they happen.
+
+What belongs here: the commands over the exchange with Stripe. What does not: its rules (`payments`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from flexpay_pipelines.cli.output import AsJson, PlanOnly, Yes, plain, planned, say, show
+from flexpay_pipelines.cli.runs import instance, require, run_job
+from flexpay_pipelines.defs.resources import session
+from flexpay_pipelines.errors import BadInput
+
+PARKED = ("command_id", "subscription_ref", "operation", "reason")
+
+stripe = typer.Typer(help="What waits to be told to Stripe, and what it refused.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.add_typer(stripe, name="stripe")
+
+
+@stripe.command("parked", epilog="Example: `flexpay stripe parked --json`")
+def parked(as_json: AsJson = False) -> None:
+    """Commands that Stripe refused for good, with the reason of each."""
+    from flexpay_pipelines.payments import parked_commands
+
+    with session("list parked commands") as opened:
+        rows = [plain(one) for one in parked_commands(opened.billing)]
+    show(rows, as_json=as_json, title="Parked", columns=PARKED)
+
+
+@stripe.command("retry", epilog="Examples: `flexpay stripe retry 17 18`, `flexpay stripe retry --all --yes`")
+def retry(
+    commands: Annotated[list[int] | None, typer.Argument(help="Ids of parked commands.", show_default=False)] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every parked command.")] = False,
+    plan: PlanOnly = False,
+    yes: Yes = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put parked commands back into the outbox, once the reason is mended; the next delivery sends them."""
+    from flexpay_pipelines.payments import parked_commands
+
+    if bool(commands) == every:
+        raise BadInput("Name the commands to retry, or --all: `flexpay stripe parked` lists them.")
+    with instance() as on:
+        with session("plan retry") as opened:
+            rows = [plain(one) for one in parked_commands(opened.billing)]
+        unknown = set(commands or ()) - {row["command_id"] for row in rows}
+        if unknown:
+            names = ", ".join(str(one) for one in sorted(unknown))
+            raise BadInput(f"Not parked: command {names}. `flexpay stripe parked` lists those that are.")
+        chosen = [row for row in rows if every or row["command_id"] in (commands or ())]
+        if planned(chosen, plan_only=plan, yes=yes, as_json=as_json, question="Try these again?"):
+            config = {} if every else {"command_ids": commands}
+            outcome = require(run_job("retry_stripe_commands", on=on, ops={"retry_commands": config}))
+            say("The next exchange sends them; `flexpay stripe deliver` does it now.")
+            show({"run_id": outcome.run_id, **outcome.outputs["retry_commands"]}, as_json=as_json, title="Retried")
+
+
+@stripe.command("deliver", epilog="Example: `flexpay stripe deliver --yes`")
+def deliver(plan: PlanOnly = False, yes: Yes = False, as_json: AsJson = False) -> None:
+    """Tell Stripe what waits in the outbox."""
+    from flexpay_pipelines.payments import pending_commands
+
+    with instance() as on:
+        with session("plan delivery") as opened:
+            waiting = pending_commands(opened.billing)
+        if planned({"waiting": waiting}, plan_only=plan, yes=yes, as_json=as_json, question="Tell Stripe now?"):
+            outcome = require(run_job("deliver_stripe_commands", on=on))
+            result = outcome.outputs["billing/stripe_delivery"]
+            show({"run_id": outcome.run_id, **result}, as_json=as_json, title="Delivered")
