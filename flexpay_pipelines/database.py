@@ -104,6 +104,8 @@ def connect(url: str, *, purpose: str, role: str = BILLING, connect_timeout: int
             connect_timeout=connect_timeout,
             options="-c timezone=UTC",
             client_encoding="utf8",
+            # A plan that is kept for any parameters is made for few rows; ours are batches.
+            prepare_threshold=None,
         )
     except (psycopg.ProgrammingError, UnicodeError):
         # Not quoted, and without its cause: libpq repeats the part that it does not understand.

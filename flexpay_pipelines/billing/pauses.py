@@ -139,7 +139,7 @@ def end_pause_now(
         )
         if pause_id is None:
             raise BadInput(f"Subscription '{subscription_ref}' is not in a pause that could be ended.")
-        row = end_pauses(connection, up_to=now + timedelta(microseconds=1), policy=policy, pause_ids=[pause_id])
+        row = end_pauses(connection, [pause_id], up_to=now + timedelta(microseconds=1), policy=policy)
         if not row["due"]:
             raise TransientError(
                 f"An earlier pause of subscription '{subscription_ref}' is still open: sweep first, then try again."

@@ -8,17 +8,15 @@ Work is chosen by "due by now and not done". A batch is one transaction; whoever
 behind, and the next sweep does the rest. Transitions carry the time at which they were due.
 
 What Stripe is told: a customer or admin pause that starts: `pause` until its end; that ends: `resume`. A grace period
-that
-starts: nothing, Stripe keeps retrying. One that runs out: `pause` without an end, so that no new invoice is made
-    while the
-invoices that exist stay payable; a payment brings the subscription back. A pause that began and ended since the last
-sweep: nothing, both events are in history.
+that starts: nothing, Stripe keeps retrying. One that runs out: `pause` without an end, so that no new invoice is made
+while the invoices that exist stay payable; a payment brings the subscription back. A pause that began and ended since
+the last sweep: nothing, both events are in history.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -44,7 +42,7 @@ class SweepPolicy:
 
     moves_next_payment: bool = True
     pause_mode: str = "collection"
-    batch_size: int = 10_000
+    batch_size: int = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +95,17 @@ class _Tally:
     skipped: Counter[str] = field(default_factory=Counter)
     oldest_due_at: datetime | None = None
 
-    def add(self, row: dict[str, Any]) -> None:
-        self.started += row.get("changed", 0)
-        self.ended += row.get("ended", 0)
-        self.suspended += row.get("suspended", 0)
-        self.commands += row["commands"]
-        self.skipped.update(row["skipped"])
-        seen = [instant for instant in (self.oldest_due_at, row["oldest_due_at"]) if instant is not None]
-        self.oldest_due_at = min(seen, default=None)
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        """One batch: what each of its statements says that it did."""
+        self.batches += 1
+        for row in rows:
+            self.started += row.get("changed", 0)
+            self.ended += row.get("ended", 0)
+            self.suspended += row.get("suspended", 0)
+            self.commands += row["commands"]
+            self.skipped.update(row["skipped"])
+            seen = [instant for instant in (self.oldest_due_at, row["oldest_due_at"]) if instant is not None]
+            self.oldest_due_at = min(seen, default=None)
 
     def result(self, now: datetime) -> SweepResult:
         done = self.started + self.ended + self.suspended
@@ -147,7 +148,8 @@ def sweep_pauses(
         tally.skipped["feature off"] = _due(connection, due_by)
         progress("Pauses are off or not deployed: nothing was swept.")
         return tally.result(now)
-    while _sweep_round(connection, due_by, policy, tally, progress):
+    sweep = _Sweep(connection, due_by, policy, tally, progress)
+    while sweep.round():
         # An end can make way for a start that waited for it: only a round that finds nothing is the last.
         continue
     left = _due(connection, due_by)
@@ -174,80 +176,85 @@ def _due(connection: Connection, up_to: datetime) -> int:
     return int(queries("billing_sweep").planned_sweep(connection, up_to=up_to)["due"])
 
 
-def _sweep_round(
-    connection: Connection, up_to: datetime, policy: SweepPolicy, tally: _Tally, progress: Callable[[str], None]
-) -> bool:
-    """Every batch of every kind, a transaction each; whether anything was found to do."""
-    before = tally.batches
-    for make in (_start_passed, _start, _end):
-        while _batch(connection, make, up_to, policy, tally):
-            tally.batches += 1
-            progress(
-                f"Batch {tally.batches}: {tally.started:,} started, {tally.ended:,} ended, "
-                f"{tally.suspended:,} suspended, {tally.skipped.total():,} skipped so far."
-            )
-    return tally.batches > before
-
-
 _Rows = list[dict[str, Any]]
 
 
-def _batch(
-    connection: Connection,
-    make: Callable[[Connection, datetime, SweepPolicy], _Rows],
-    up_to: datetime,
-    policy: SweepPolicy,
-    tally: _Tally,
-) -> bool:
-    with connection.transaction():
-        queries("billing_sweep").forget_plans(connection)
-        queries("billing_sweep").plan_for_batches(connection)
-        rows = make(connection, up_to, policy)
-    # Counted only once it is committed.
-    for row in rows:
-        tally.add(row)
-    return any(row["due"] for row in rows)
+@dataclass(frozen=True)
+class _Sweep:
+    connection: Connection
+    up_to: datetime
+    policy: SweepPolicy
+    tally: _Tally
+    progress: Callable[[str], None]
+
+    def round(self) -> bool:
+        """Every batch of every kind, a transaction each; whether anything was found to do."""
+        before, sql = self.tally.batches, queries("billing_sweep")
+        starts, ends = sql.due_starts.sql, sql.due_ends.sql
+        self._sweep(starts, {"up_to": self.up_to, "passed": True}, self._start_passed)
+        self._sweep(starts, {"up_to": self.up_to, "passed": False}, lambda ids: [self._start(ids, passed=False)])
+        self._sweep(ends, {"up_to": self.up_to}, lambda ids: [self._end(ids)])
+        return self.tally.batches > before
+
+    def _sweep(self, due: str, parameters: dict[str, object], make: Callable[[list[int]], _Rows]) -> None:
+        for pause_ids in self._due_in_batches(due, parameters):
+            with self.connection.transaction():
+                queries("billing_sweep").forget_plans(self.connection)
+                queries("billing_sweep").plan_for_batches(self.connection)
+                rows = make(pause_ids)
+            # Counted only once it is committed.
+            if any(row["due"] for row in rows):
+                self.tally.add(rows)
+                self.progress(
+                    f"Batch {self.tally.batches}: {self.tally.started:,} started, {self.tally.ended:,} ended, "
+                    f"{self.tally.suspended:,} suspended, {self.tally.skipped.total():,} skipped so far."
+                )
+
+    def _due_in_batches(self, due: str, parameters: dict[str, object]) -> Iterator[list[int]]:
+        """What is due, by the server's own list: here there is never more of it than a batch."""
+        with self.connection.cursor("due_pauses", withhold=True) as cursor:
+            cursor.execute(due.encode(), parameters)
+            while rows := cursor.fetchmany(self.policy.batch_size):
+                yield [row["pause_id"] for row in rows]
+
+    def _start(self, pause_ids: list[int], *, passed: bool) -> dict[str, Any]:
+        return start_pauses(self.connection, pause_ids, up_to=self.up_to, policy=self.policy, passed=passed)
+
+    def _start_passed(self, pause_ids: list[int]) -> _Rows:
+        row = self._start(pause_ids, passed=True)
+        if not row["pause_ids"]:
+            return [row]
+        # Begun and over since the last sweep: its end belongs to the same transaction, or Stripe would have to be told.
+        return [row, self._end(row["pause_ids"], quiet=True)]
+
+    def _end(self, pause_ids: list[int], *, quiet: bool = False) -> dict[str, Any]:
+        return end_pauses(self.connection, pause_ids, up_to=self.up_to, policy=self.policy, quiet=quiet)
 
 
-def _start(connection: Connection, up_to: datetime, policy: SweepPolicy) -> _Rows:
-    return [_start_due(connection, up_to, policy, passed=False)]
+def start_pauses(
+    connection: Connection, pause_ids: list[int], *, up_to: datetime, policy: SweepPolicy, passed: bool = False
+) -> dict[str, Any]:
+    """Start these pauses, where due, inside the caller's transaction (for this package).
 
-
-def _start_passed(connection: Connection, up_to: datetime, policy: SweepPolicy) -> _Rows:
-    row = _start_due(connection, up_to, policy, passed=True)
-    if not row["pause_ids"]:
-        return [row]
-    # Begun and over since the last sweep: its end belongs to the same transaction, or Stripe would have to be told.
-    return [row, end_pauses(connection, up_to=up_to, policy=policy, pause_ids=row["pause_ids"], quiet=True)]
-
-
-def _start_due(connection: Connection, up_to: datetime, policy: SweepPolicy, *, passed: bool) -> dict[str, Any]:
+    Args:
+        passed: those that are over by `up_to`, and only those; Stripe is not told of them.
+    """
     row: dict[str, Any] = queries("billing_sweep").start_due_pauses(
-        connection, up_to=up_to, passed=passed, pause_mode=policy.pause_mode, batch_size=policy.batch_size
+        connection, pause_ids=pause_ids, up_to=up_to, passed=passed, pause_mode=policy.pause_mode
     )
     return row
 
 
-def _end(connection: Connection, up_to: datetime, policy: SweepPolicy) -> _Rows:
-    return [end_pauses(connection, up_to=up_to, policy=policy)]
-
-
 def end_pauses(
-    connection: Connection,
-    *,
-    up_to: datetime,
-    policy: SweepPolicy,
-    pause_ids: list[int] | None = None,
-    quiet: bool = False,
+    connection: Connection, pause_ids: list[int], *, up_to: datetime, policy: SweepPolicy, quiet: bool = False
 ) -> dict[str, Any]:
-    """End one batch of due pauses inside the caller's transaction (for this package: `pauses` ends one by it)."""
+    """End these pauses, where due, inside the caller's transaction (for this package: `pauses` ends one by it)."""
     row: dict[str, Any] = queries("billing_sweep").end_due_pauses(
         connection,
-        up_to=up_to,
         pause_ids=pause_ids,
+        up_to=up_to,
         quiet=quiet,
         pause_mode=policy.pause_mode,
         move_next_payment=policy.moves_next_payment,
-        batch_size=policy.batch_size,
     )
     return row

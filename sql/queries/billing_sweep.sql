@@ -26,19 +26,31 @@ FROM (
     WHERE state = 'active' AND ends_at <= :up_to
 ) AS due;
 
--- name: plan_for_batches()^
+-- name: plan_for_batches()$
 -- For this transaction: rows are found by their keys, not by reading the whole table for each batch of it.
-SELECT
-    set_config('random_page_cost', '1.1', TRUE) AS random_page_cost,
-    set_config('plan_cache_mode', 'force_custom_plan', TRUE) AS plan_cache_mode;
+SELECT set_config('random_page_cost', '1.1', TRUE) AS random_page_cost;
 
 -- name: forget_plans()!
 -- The ledger's trigger keeps the plan of its first call, made for as few rows as that one changed: a batch needs one of its own.
 DISCARD PLANS;
 
--- name: start_due_pauses(up_to, passed, pause_mode, batch_size)^
--- Start one batch of due pauses: those still running at up_to, or (passed) those that are over by then already, which Stripe is
--- not told of. Rows that somebody else holds are left to him; a later pause waits for the one before it.
+-- name: due_starts(up_to, passed)
+-- Pauses due to start, in the order of their subscriptions: a batch then touches each page of that table once.
+SELECT pause_id
+FROM billing.subscription_pauses
+WHERE state = 'scheduled' AND starts_at <= :up_to AND coalesce(ends_at <= :up_to, FALSE) = :passed
+ORDER BY subscription_id, starts_at;
+
+-- name: due_ends(up_to)
+-- Pauses due to end, in the order of their subscriptions.
+SELECT pause_id
+FROM billing.subscription_pauses
+WHERE state = 'active' AND ends_at <= :up_to
+ORDER BY subscription_id, ends_at;
+
+-- name: start_due_pauses(pause_ids, up_to, passed, pause_mode)^
+-- Start these pauses, where they are still due: those running at up_to, or (passed) those that are over by then already, which
+-- Stripe is not told of. Rows that somebody else holds are left to him; a later pause waits for the one before it.
 WITH due AS MATERIALIZED (
     SELECT
         p.pause_id,
@@ -50,7 +62,9 @@ WITH due AS MATERIALIZED (
     FROM billing.subscription_pauses AS p
     INNER JOIN billing.subscriptions AS s ON p.subscription_id = s.subscription_id
     WHERE
-        p.state = 'scheduled' AND p.starts_at <= :up_to
+        p.pause_id = any(cast(:pause_ids AS bigint[]))
+        -- Not "=": the planner would take the partial index, where statistics lag, and walk all of it.
+        AND p.state IS NOT DISTINCT FROM 'scheduled' AND p.starts_at <= :up_to
         AND coalesce(p.ends_at <= :up_to, FALSE) = :passed
         AND EXISTS (SELECT 1 FROM billing.feature_flags AS f WHERE f.feature = 'pauses' AND f.enabled)
         AND NOT EXISTS (
@@ -59,8 +73,6 @@ WITH due AS MATERIALIZED (
                 earlier.subscription_id = p.subscription_id AND earlier.starts_at < p.starts_at
                 AND earlier.state IN ('scheduled', 'active')
         )
-    ORDER BY p.starts_at, p.pause_id
-    LIMIT :batch_size
     FOR NO KEY UPDATE OF p, s SKIP LOCKED
 ),
 
@@ -82,7 +94,6 @@ marked AS (
         state = CASE WHEN due.status IN ('canceled', 'suspended') THEN 'canceled' ELSE 'active' END,
         version = p.version + 1, changed_at = due.starts_at
     FROM due
-    -- Not "=": the planner would take the partial index, where statistics lag, and walk all of it for each row.
     WHERE p.pause_id = due.pause_id AND p.state IS NOT DISTINCT FROM 'scheduled'
 ),
 
@@ -125,8 +136,8 @@ SELECT
     -- Only a passed pause is looked at again at once, by its id.
     CASE WHEN :passed THEN (SELECT array_agg(pause_id) FROM changed) END AS pause_ids;
 
--- name: end_due_pauses(up_to, pause_ids, quiet, pause_mode, move_next_payment, batch_size)^
--- End one batch of due pauses (pause_ids: only these): customer and admin pauses resume, a grace period that ran out suspends.
+-- name: end_due_pauses(pause_ids, up_to, quiet, pause_mode, move_next_payment)^
+-- End these pauses, where they are still due: customer and admin pauses resume, a grace period that ran out suspends.
 -- Quiet: Stripe never heard of the start, so it is not told of the end either; of a suspension it is always told.
 -- Rare lookups (time zone, frequency: a column that need not be deployed) are made only for the rows that need them.
 WITH due AS MATERIALIZED (
@@ -147,8 +158,8 @@ WITH due AS MATERIALIZED (
     FROM billing.subscription_pauses AS p
     INNER JOIN billing.subscriptions AS s ON p.subscription_id = s.subscription_id
     WHERE
-        p.state = 'active' AND p.ends_at <= :up_to
-        AND (cast(:pause_ids AS bigint[]) IS NULL OR p.pause_id = any(cast(:pause_ids AS bigint[])))
+        p.pause_id = any(cast(:pause_ids AS bigint[]))
+        AND p.state IS NOT DISTINCT FROM 'active' AND p.ends_at <= :up_to
         AND EXISTS (SELECT 1 FROM billing.feature_flags AS f WHERE f.feature = 'pauses' AND f.enabled)
         AND NOT EXISTS (
             SELECT 1 FROM billing.subscription_pauses AS earlier
@@ -156,8 +167,6 @@ WITH due AS MATERIALIZED (
                 earlier.subscription_id = p.subscription_id AND earlier.starts_at < p.starts_at
                 AND earlier.state IN ('scheduled', 'active')
         )
-    ORDER BY p.ends_at, p.pause_id
-    LIMIT :batch_size
     FOR NO KEY UPDATE OF p, s SKIP LOCKED
 ),
 

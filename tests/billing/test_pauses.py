@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flexpay_pipelines.billing import PausePolicy, SweepPolicy, cancel_pause, end_pause_now, schedule_pause, set_feature
+from flexpay_pipelines.billing import PausePolicy, cancel_pause, end_pause_now, schedule_pause, set_feature
 from flexpay_pipelines.database import Connection, opened
 from flexpay_pipelines.errors import BadInput
 from tests.billing.helpers import (
@@ -146,7 +146,6 @@ def test_a_pause_that_has_just_begun_or_is_overdue_can_end(billing: Connection) 
     ask(billing, starts_at=NOON)
     add_pause(billing, "s2", NOON - 2 * DAY, NOON - DAY, state="active")
     billing.execute("UPDATE billing.subscriptions SET status = 'paused' WHERE subscription_ref = 's2'")
-    sweep(billing, NOON, policy=SweepPolicy(batch_size=0))
     billing.execute("UPDATE billing.subscription_pauses SET state = 'active' WHERE state = 'scheduled'")
     billing.execute("UPDATE billing.subscriptions SET status = 'paused' WHERE subscription_ref = 's1'")
     for ref in ("s1", "s2"):

@@ -343,16 +343,18 @@ def test_the_choice_of_due_pauses_reads_the_partial_indexes(billing: Connection)
         (NOON, NOON),
     )
     billing.execute("ANALYZE")
-    common = {"up_to": NOON + HOUR, "pause_mode": "collection", "batch_size": 10_000}
+    ids, up_to = list(range(1, 2_000)), NOON + HOUR
+    start = {"pause_ids": ids, "up_to": up_to, "passed": False, "pause_mode": "collection"}
+    end = {"pause_ids": ids, "up_to": up_to, "quiet": False, "pause_mode": "collection", "move_next_payment": True}
     for name, parameters, index in (
-        ("start_due_pauses", {"passed": False}, "subscription_pauses_due_start"),
-        (
-            "end_due_pauses",
-            {"pause_ids": None, "quiet": False, "move_next_payment": True},
-            "subscription_pauses_due_end",
-        ),
+        ("due_starts", {"up_to": up_to, "passed": False}, "subscription_pauses_due_start"),
+        ("due_ends", {"up_to": up_to}, "subscription_pauses_due_end"),
+        ("start_due_pauses", start, "subscription_pauses_pkey"),
+        ("end_due_pauses", end, "subscription_pauses_pkey"),
     ):
         statement = getattr(queries("billing_sweep"), name).sql
-        plan = "\n".join(row["QUERY PLAN"] for row in billing.execute(f"EXPLAIN {statement}", {**common, **parameters}))
+        with billing.transaction():
+            queries("billing_sweep").plan_for_batches(billing)
+            plan = "\n".join(row["QUERY PLAN"] for row in billing.execute(f"EXPLAIN {statement}", parameters))
         assert index in plan
         assert "Seq Scan on subscriptions" not in plan
