@@ -9,10 +9,11 @@ from flexpay_pipelines.sandbox import stripe_cycles as cycles
 from flexpay_pipelines.sandbox.stripe_account import Account, Refused
 from flexpay_pipelines.sandbox.stripe_objects import State
 
-FAULTS = (
+REQUEST_FAULTS = (
     "429", "500_before", "500_after", "timeout_before", "timeout_after", "reset_before", "reset_after",
-    "duplicate_events", "release",
+    "duplicate_events", "shuffled_events",
 )  # fmt: skip
+FAULTS = (*REQUEST_FAULTS, "delayed_events", "release")
 
 
 def control(account: Account, path: str, asked: State) -> State:
@@ -59,7 +60,7 @@ def _clear_faults(account: Account, _asked: State) -> State:
 
 
 def _settings(account: Account, asked: State) -> State:
-    for name in ("seed", "decline_rate", "rate_limit"):
+    for name in ("seed", "decline_rate", "rate_limit", "webhook"):
         if name in asked:
             account.store.set_setting(name, asked[name])
     return {}

@@ -142,12 +142,14 @@ def _set_aside(account: Account, invoice: State, behavior: str, at: int) -> None
         _record(account, invoice, "invoice.marked_uncollectible", at)
 
 
-def attempt(account: Account, invoice: State, at: int) -> None:
-    """Try to collect an open invoice once; the outcome depends on the seed, the invoice and the attempt only."""
+def attempt(account: Account, invoice: State, at: int, *, asked_for: bool = False) -> None:
+    """Try to collect an open invoice once; the outcome depends on the seed, the invoice and the tries only."""
     if invoice["amount"] <= 0:
         _paid(account, invoice, at)
         return
-    invoice["attempts"] += 1
+    invoice["tries"] = int(invoice.get("tries", invoice["attempts"])) + 1
+    # A try that somebody asks for does not count as one of the schedule, unless it is the first.
+    invoice["attempts"] = max(invoice["attempts"] + (not asked_for), 1)
     invoice["error"] = _failure(account, invoice, at)
     if invoice["error"] is None:
         _paid(account, invoice, at)
@@ -185,7 +187,7 @@ def _failure(account: Account, invoice: State, at: int) -> State | None:
         }  # fmt: skip
     rate = float(account.store.setting("decline_rate", DEFAULT_DECLINE_RATE))
     # A card that was declined is likely to be declined again: 2 % at first, about 38 % of the retries.
-    chance = rate if invoice["attempts"] == 1 else rate**0.25
+    chance = rate if invoice["tries"] == 1 else rate**0.25
     if _draw(account, invoice, "decline") >= chance:
         return None
     code = _pick(_draw(account, invoice, "code"))
@@ -207,7 +209,7 @@ def _released_fault(account: Account, invoice: State, at: int) -> bool:
 
 def _draw(account: Account, invoice: State, what: str) -> float:
     seed = account.store.setting("seed", 0)
-    digest = hashlib.sha256(f"{seed}:{what}:{invoice['id']}:{invoice['attempts']}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}:{what}:{invoice['id']}:{invoice['tries']}".encode()).digest()
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
@@ -231,7 +233,7 @@ def pay(account: Account, identifier: str, _parameters: State) -> State:
         raise missing("invoice", identifier)
     if invoice["status"] != "open":
         raise Refused("Invoice is already paid" if invoice["status"] == "paid" else "This invoice is not open.")
-    attempt(account, invoice, account.now)
+    attempt(account, invoice, account.now, asked_for=True)
     if (error := invoice["error"]) is not None:
         status = 402 if error["type"] == "card_error" else 400
         raise Refused(error["message"], error["code"], error.get("param"), status, error["type"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import re
 import secrets
 import time
@@ -24,7 +25,9 @@ from flexpay_pipelines.sandbox import stripe_changes as changes
 from flexpay_pipelines.sandbox import stripe_cycles as cycles
 from flexpay_pipelines.sandbox import stripe_objects as objects
 from flexpay_pipelines.sandbox.stripe_account import Account, Refused, invalid, missing
+from flexpay_pipelines.sandbox.stripe_control import REQUEST_FAULTS, control
 from flexpay_pipelines.sandbox.stripe_objects import State
+from flexpay_pipelines.sandbox.stripe_webhooks import Webhooks
 
 KEEP_REPLIES_SECONDS = 24 * 3600
 DEFAULT_RATE_LIMIT = 100.0
@@ -168,6 +171,8 @@ class Server:
         self.account = account
         self.store = account.store
         self.api_key = api_key
+        self.webhooks = Webhooks()
+        self._sent = self.store.last_event()
         self._allowance, self._counted_at = DEFAULT_RATE_LIMIT, time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -176,6 +181,7 @@ class Server:
         request = Request(scope, receive)
         body = await request.body()
         answer, fault = self._answer(request, body)
+        self._send_webhooks()
         if fault is not None and fault["kind"].startswith("reset"):
             # uvicorn keeps the connection behind the callable that it hands over.
             send.__self__.transport.abort()  # type: ignore[attr-defined]
@@ -191,25 +197,24 @@ class Server:
             return _json(Refused("Invalid API Key provided.", status=_UNAUTHORIZED).body(), _UNAUTHORIZED), None
         path = request.url.path
         if path.startswith("/_sandbox/"):
-            from flexpay_pipelines.sandbox.stripe_control import control  # noqa: PLC0415 - it reads this module
-
+            if path == "/_sandbox/webhooks":
+                return _json(self.webhooks.counts()), None
             with self.store.transaction():
                 return _json(control(self.account, path, json.loads(body or b"{}"))), None
         with self.store.transaction():
             self.store.count_request(f"{request.method} {re.sub('_[0-9a-f]{24}', '', path)}")
-            fault = self._take_fault(request.method, path)
+            fault = self.store.take_fault(f"{request.method} {path}", REQUEST_FAULTS)
             if self._too_fast() or (fault is not None and fault["kind"] == "429"):
                 return self._slow_down(fault), None
             return self._once(request, path, body, fault), fault
 
-    def _take_fault(self, method: str, path: str) -> State | None:
-        for number, fault in self.store.faults():
-            if fault["kind"] == "release" or not (method + " " + path).startswith(fault["match"]):
-                continue
-            left = fault["times"] - 1
-            self.store.change_fault(number, {**fault, "times": left} if left > 0 else None)
-            return fault
-        return None
+    def _send_webhooks(self) -> None:
+        """What a request has made happen is sent once it is committed."""
+        endpoint = self.store.setting("webhook", "")
+        last = self.store.last_event()
+        if endpoint and last > self._sent:
+            self.webhooks.offer([event for _, event in self.store.events_after(self._sent)], dict(endpoint))
+        self._sent = last
 
     def _too_fast(self) -> bool:
         limit = float(self.store.setting("rate_limit", DEFAULT_RATE_LIMIT))
@@ -246,6 +251,8 @@ class Server:
             status, found = _SERVER_ERROR, _server_error()
         if kind == "duplicate_events" and "data" in found:
             found["data"] = [entry for entry in found["data"] for _ in range(2)]
+        if kind == "shuffled_events" and "data" in found:
+            random.Random(self.account.now).shuffle(found["data"])  # noqa: S311 - an order, not a secret
         if key is not None and status in (_OK, 402, _SERVER_ERROR):
             self.store.keep_reply(key, fingerprint, status, json.dumps(found), self.account.now)
         return _json(found, status)

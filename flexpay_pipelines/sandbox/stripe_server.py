@@ -14,15 +14,22 @@ What it does as Stripe does
 - Time is the account's own and stands still until it is advanced. Periods are billed at the exact instants at which
   they end: month-end anchors clamp; another interval bills a new period at once unless `trial_end` keeps the date;
   `pause_collection` voids, drafts or writes off instead of collecting, and leaves earlier invoices being retried.
-- A failed payment makes a subscription past due and is tried again 1, 3 and 5 days after the first failure.
+- A failed payment makes a subscription past due and is tried again 1, 3 and 5 days after the first failure; a try that
+  somebody asks for (`pay`) does not raise `attempt_count`.
+- Each event is posted to the webhook endpoint, where one is set, signed and after the change is committed; what is not
+  answered with 2xx is repeated.
 
 Where it is simpler: one item a subscription, cards that always exist, no taxes, coupons, trials ended early, invoice
-for the time of a trial, webhooks, or smart retries; a first payment fails with the decline rate (2 % unless set), a
-retry with its fourth root; a subscription that is never paid stays past due.
+for the time of a trial, or smart retries; a first payment fails with the decline rate (2 % unless set), a retry with
+its fourth root; a subscription that is never paid stays past due. One webhook endpoint, which gets every type of event,
+one after the other; five tries within seconds, not three days; signed with the machine's time, as its receiver checks
+it. A sandbox that is stopped forgets which webhooks it had still to send. Events are listed for ever, not for 30 days.
 
 Faults that can be ordered (`order_fault`): `429`, `500_before` and `500_after` the effect, `timeout_before` and
-`timeout_after`, `reset_before` and `reset_after` (the connection), `duplicate_events`, and `release`: from an instant
-on, payments on other intervals than one month fail with an invalid_request_error, as a faulty release makes them.
+`timeout_after`, `reset_before` and `reset_after` (the connection), `duplicate_events` and `shuffled_events` (of a page
+of events; webhooks have their own, see `set_webhook`), `delayed_events` (`match`: a type; it is listed some seconds of
+the account's clock after it was recorded), and `release`: from an instant on, payments on other intervals than one
+month fail with an invalid_request_error, as a faulty release makes them.
 """
 
 from __future__ import annotations
@@ -106,10 +113,10 @@ class StripeSandbox:
         Args:
             kind: one of those in the module's description.
             times: how many requests.
-            match: which requests: the beginning of `METHOD /path`; all of them when empty.
-            seconds: the Retry-After of a 429, or for how long a timeout is silent.
+            match: which requests: the beginning of `METHOD /path` (or of an event's type); all of them when empty.
+            seconds: the Retry-After of a 429, for how long a timeout is silent, or how late an event is listed.
             since: from when a `release` fails payments; now when omitted.
-            share: the part of the payments on other intervals that a `release` fails, 0 to 1.
+            share: the part of the requests that is struck, or of the payments that a `release` fails, 0 to 1.
 
         Raises:
             BadInput: no such fault.
@@ -138,6 +145,21 @@ class StripeSandbox:
     def set_seed(self, seed: int) -> None:
         """Choose other declines than those of seed 0."""
         self.control("settings", {"seed": seed})
+
+    def set_webhook(self, url: str | None, *, secret: str = "", shuffled: bool = False, repeated: bool = False) -> None:
+        """Post what happens from now on to an endpoint; None: to nobody any more.
+
+        Args:
+            secret: signs each body (`whsec_…`).
+            shuffled: what happens in one request is sent in any order.
+            repeated: each event is sent twice.
+        """
+        endpoint = {"url": url, "secret": secret, "shuffled": shuffled, "repeated": repeated}
+        self.control("settings", {"webhook": "" if url is None else endpoint})
+
+    def webhooks(self) -> dict[str, int]:
+        """How many webhooks were `offered`, `delivered` (answered 2xx), `failed` (given up), and are `waiting`."""
+        return {name: int(number) for name, number in self.control("webhooks").items()}
 
     def counts(self) -> dict[str, int]:
         """How many of each: `subscriptions`, `subscriptions.active`, `events.invoice.paid`, `requests.…` and so on."""

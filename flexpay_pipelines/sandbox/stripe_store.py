@@ -5,11 +5,13 @@ What belongs here: reading and writing state, pages, the agenda of what falls du
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from flexpay_pipelines.sandbox.stripe_objects import State, event
 
@@ -25,6 +27,7 @@ CREATE TABLE IF NOT EXISTS events (
     body TEXT NOT NULL
 );
 CREATE INDEX IF NOT EXISTS events_created ON events (created);
+CREATE TABLE IF NOT EXISTS hidden_events (seq INTEGER PRIMARY KEY, until INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS agenda (
     kind TEXT NOT NULL, id TEXT NOT NULL, at INTEGER NOT NULL, PRIMARY KEY (kind, id)
 ) WITHOUT ROWID;
@@ -60,14 +63,14 @@ class Store:
 
     def clear(self) -> None:
         """Forget objects, events and replies; keep the clock, the settings and the faults."""
-        for statement in ("objects", "events", "agenda", "replies"):
+        for statement in ("objects", "events", "hidden_events", "agenda", "replies"):
             self._database.execute(f"DELETE FROM {statement}")  # noqa: S608 - names of our own tables
 
-    def setting(self, name: str, default: float | str) -> float | str:
+    def setting(self, name: str, default: Any) -> Any:
         row = self._database.execute("SELECT value FROM settings WHERE name = ?", (name,)).fetchone()
         return default if row is None else json.loads(row[0])
 
-    def set_setting(self, name: str, value: float | str) -> None:
+    def set_setting(self, name: str, value: Any) -> None:
         self._database.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (name, json.dumps(value)))
 
     def get(self, kind: str, identifier: str) -> State | None:
@@ -119,7 +122,8 @@ class Store:
         self, *, limit: int, after: str | None, before: str | None, types: list[str], bounds: list[tuple[str, int]]
     ) -> tuple[list[State], bool]:
         """One page of events, newest first. `bounds`: pairs such as `('>=', 1700000000)` on `created`."""
-        clauses, values = ["1 = 1"], []
+        clauses = [f"seq NOT IN (SELECT seq FROM hidden_events WHERE until > {int(self.setting('clock', 0))})"]  # noqa: S608
+        values: list[str] = []
         if types:
             clauses.append(f"type IN ({', '.join('?' * len(types))})")
             values += types
@@ -151,6 +155,18 @@ class Store:
             "INSERT INTO events (seq, id, created, type, body) VALUES (?, ?, ?, ?, ?)",
             (row[0], shaped["id"], created, kind, json.dumps(shaped)),
         )
+        if (fault := self.take_fault(kind, ("delayed_events",))) is not None:
+            until = int(self.setting("clock", 0)) + int(fault["seconds"])
+            self._database.execute("INSERT INTO hidden_events VALUES (?, ?)", (row[0], until))
+
+    def events_after(self, sequence: int) -> list[tuple[int, State]]:
+        """Events recorded after the one with a number, in the order in which they were recorded, with their numbers."""
+        rows = self._database.execute("SELECT seq, body FROM events WHERE seq > ? ORDER BY seq", (sequence,))
+        return [(row[0], json.loads(row[1])) for row in rows]
+
+    def last_event(self) -> int:
+        """The number of the newest event, 0 where there is none."""
+        return int(self._database.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()[0])
 
     def event(self, identifier: str) -> State | None:
         row = self._database.execute("SELECT body FROM events WHERE id = ?", (identifier,)).fetchone()
@@ -190,6 +206,25 @@ class Store:
 
     def order_fault(self, body: State) -> None:
         self._database.execute("INSERT INTO faults (body) VALUES (?)", (json.dumps(body),))
+
+    def take_fault(self, what: str, kinds: Collection[str]) -> State | None:
+        """The first ordered fault of these kinds that strikes `what` (`METHOD /path`, or an event's type)."""
+        for number, fault in self.faults():
+            if fault["kind"] not in kinds or not what.startswith(fault["match"]) or not self._strikes(fault):
+                continue
+            left = fault["times"] - 1
+            self.change_fault(number, {**fault, "times": left} if left > 0 else None)
+            return fault
+        return None
+
+    def _strikes(self, fault: State) -> bool:
+        """Whether this time is one of the share of times at which the fault strikes."""
+        if fault["share"] >= 1:
+            return True
+        drawn = int(self.setting("draws", 0)) + 1
+        self.set_setting("draws", drawn)
+        digest = hashlib.sha256(f"{self.setting('seed', 0)}:{drawn}".encode()).digest()
+        return int.from_bytes(digest[:6], "big") / 2**48 < float(fault["share"])
 
     def change_fault(self, number: int, body: State | None) -> None:
         if body is None:
