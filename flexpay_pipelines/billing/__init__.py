@@ -15,7 +15,25 @@ from flexpay_pipelines.billing.history import HistoryBreak, history_breaks
 from flexpay_pipelines.billing.importing import FileCounts, ImportResult, import_directory
 from flexpay_pipelines.billing.outcomes import PaymentEffects, apply_payment_outcomes
 from flexpay_pipelines.billing.pauses import PausePolicy, cancel_pause, end_pause_now, schedule_pause
-from flexpay_pipelines.billing.rewards import earn_reward, expire_rewards, reverse_reward, reward_balance, spend_reward
+from flexpay_pipelines.billing.reward_settlement import (
+    Entries,
+    RewardPolicy,
+    SettlementResult,
+    excess_write_offs,
+    expire_rewards,
+    grant_loyalty,
+    negative_balances,
+    plan_settlement,
+    reverse_referrals,
+    settle_rewards,
+)
+from flexpay_pipelines.billing.rewards import (
+    earn_reward,
+    reverse_reward,
+    reward_balance,
+    reward_entries,
+    spend_reward,
+)
 from flexpay_pipelines.billing.sweep import (
     SweepPlan,
     SweepPolicy,
@@ -26,12 +44,15 @@ from flexpay_pipelines.billing.sweep import (
 )
 
 __all__ = [
+    "Entries",
     "FileCounts",
     "FrequencyQuote",
     "HistoryBreak",
     "ImportResult",
     "PausePolicy",
     "PaymentEffects",
+    "RewardPolicy",
+    "SettlementResult",
     "SweepPlan",
     "SweepPolicy",
     "SweepResult",
@@ -41,17 +62,24 @@ __all__ = [
     "change_frequency",
     "earn_reward",
     "end_pause_now",
+    "excess_write_offs",
     "expire_rewards",
     "feature_enabled",
+    "grant_loyalty",
     "history_breaks",
     "import_directory",
+    "negative_balances",
     "pauses_by_hour",
+    "plan_settlement",
     "plan_sweep",
     "quote_frequency_change",
+    "reverse_referrals",
     "reverse_reward",
     "reward_balance",
+    "reward_entries",
     "schedule_pause",
     "set_feature",
+    "settle_rewards",
     "spend_reward",
     "sweep_pauses",
 ]

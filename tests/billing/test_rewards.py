@@ -6,14 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from flexpay_pipelines.billing import (
+    RewardPolicy,
     earn_reward,
     expire_rewards,
     reverse_reward,
     reward_balance,
+    reward_entries,
     set_feature,
     spend_reward,
 )
@@ -31,6 +31,12 @@ def earn(connection: Connection, amount: int, at: datetime = NOON, expires: date
 
 def spend(connection: Connection, amount: int, at: datetime = NOON) -> int:
     return spend_reward(connection, customer_ref="c1", amount_minor=amount, reason="invoice", clock=clock_at(at))
+
+
+def expire(connection: Connection, at: datetime) -> int:
+    done = expire_rewards(connection, clock=clock_at(at), policy=RewardPolicy(), progress=lambda _: None)
+    assert bool(done.entries) == bool(done.amount_minor)
+    return done.entries
 
 
 def ledger(connection: Connection) -> list[tuple[str, int]]:
@@ -73,9 +79,9 @@ def test_what_is_left_unspent_expires_once_at_its_time(billing: Connection) -> N
     earn(billing, 300, NOON, NOON + 10 * DAY)
     earn(billing, 200, NOON + DAY)
     spend(billing, 100, NOON + 2 * DAY)
-    assert expire_rewards(billing, clock=clock_at(NOON + 9 * DAY)) == 0
-    assert expire_rewards(billing, clock=clock_at(NOON + 20 * DAY)) == 1
-    assert expire_rewards(billing, clock=clock_at(NOON + 21 * DAY)) == 0
+    assert expire(billing, NOON + 9 * DAY) == 0
+    assert expire(billing, NOON + 20 * DAY) == 1
+    assert expire(billing, NOON + 21 * DAY) == 0
     assert reward_balance(billing, "c1") == 200
     row = billing.execute(
         "SELECT occurred_at, amount_minor FROM billing.reward_entries WHERE kind = 'expired'"
@@ -87,10 +93,10 @@ def test_expiry_takes_nothing_from_older_or_later_credit(billing: Connection) ->
     make_company(billing)
     earn(billing, 100, NOON)
     earn(billing, 50, NOON + DAY, NOON + 5 * DAY)
-    assert expire_rewards(billing, clock=clock_at(NOON + 6 * DAY)) == 1
+    assert expire(billing, NOON + 6 * DAY) == 1
     earn(billing, 70, NOON + 7 * DAY, NOON + 9 * DAY)
-    assert expire_rewards(billing, clock=clock_at(NOON + 8 * DAY)) == 0
-    assert expire_rewards(billing, clock=clock_at(NOON + 9 * DAY)) == 1
+    assert expire(billing, NOON + 8 * DAY) == 0
+    assert expire(billing, NOON + 9 * DAY) == 1
     assert reward_balance(billing, "c1") == 100
 
 
@@ -99,7 +105,7 @@ def test_credit_earned_after_a_spending_still_expires(billing: Connection) -> No
     earn(billing, 100)
     spend(billing, 100)
     earn(billing, 50, NOON + DAY, NOON + 2 * DAY)
-    assert expire_rewards(billing, clock=clock_at(NOON + 3 * DAY)) == 1
+    assert expire(billing, NOON + 3 * DAY) == 1
     assert reward_balance(billing, "c1") == 0
 
 
@@ -132,7 +138,7 @@ def test_a_reversal_leaves_other_credit_to_expire(billing: Connection) -> None:
     referral = earn(billing, 100, NOON + DAY)
     reverse_reward(billing, reward_entry_id=referral, reason="left", clock=clock_at(NOON + 2 * DAY))
     assert reward_balance(billing, "c1") == 100
-    assert expire_rewards(billing, clock=clock_at(NOON + 6 * DAY)) == 1
+    assert expire(billing, NOON + 6 * DAY) == 1
     assert reward_balance(billing, "c1") == 0
 
 
@@ -156,79 +162,117 @@ def test_refused_with_the_reason(billing: Connection) -> None:
     for act in (earn, spend):
         with pytest.raises(BadInput, match="'rewards' is off"):
             act(billing, 1)
-    assert expire_rewards(billing, clock=clock_at()) == 0
+    assert expire(billing, NOON) == 0
     assert reward_balance(billing, "c1") == 0
+    with pytest.raises(BadInput, match="no customer 'x'"):
+        reward_entries(billing, "x")
+
+
+def test_an_older_schema_and_none_at_all_are_told_apart(billing: Connection) -> None:
+    make_company(billing)
+    billing.execute((MIGRATIONS_ROOT / "rewards" / "0002_reward_sources.revert.sql").read_bytes())
+    for act in (earn, spend):
+        with pytest.raises(BadInput, match="older than this release: run `flexpay deploy`"):
+            act(billing, 1)
+    with pytest.raises(BadInput, match="older than this release"):
+        reward_balance(billing, "c1")
+    assert expire(billing, NOON) == 0
     billing.execute((MIGRATIONS_ROOT / "rewards" / "0001_reward_ledger.revert.sql").read_bytes())
     with pytest.raises(BadInput, match="not deployed"):
         reward_balance(billing, "c1")
 
 
-class Wallet:
-    """Every unit of credit by itself, oldest first: the naive oracle."""
-
-    def __init__(self) -> None:
-        self.credits: list[tuple[int, int, datetime | None]] = []
-
-    def expire(self, now: datetime) -> None:
-        self.credits = [c for c in self.credits if c[2] is None or c[2] > now]
-
-    def take(self, amount: int) -> None:
-        while amount:
-            entry, left, expires = self.credits[0]
-            taken = min(left, amount)
-            amount -= taken
-            self.credits[:1] = [(entry, left - taken, expires)] if left > taken else []
-
-    @property
-    def balance(self) -> int:
-        return sum(left for _, left, _ in self.credits)
+def refer(connection: Connection, referred: str | None, by: str = "c1") -> int:
+    return earn_reward(
+        connection,
+        customer_ref=by,
+        amount_minor=100,
+        reason="brought a customer",
+        clock=clock_at(),
+        source="referral",
+        referred_customer_ref=referred,
+    )
 
 
-steps = st.lists(
-    st.one_of(
-        st.tuples(st.just("earn"), st.integers(1, 50), st.none() | st.integers(1, 6)),
-        st.tuples(st.just("spend"), st.integers(1, 60), st.none()),
-        st.tuples(st.just("reverse"), st.integers(0, 5), st.none()),
-        st.tuples(st.just("expire"), st.none(), st.none()),
-    ),
-    max_size=14,
-)
+def test_a_customer_is_referred_once_by_somebody_else(billing: Connection) -> None:
+    make_company(billing)
+    entry = refer(billing, "c2")
+    for referred, by, says in (
+        ("c2", "c1", "'c2' was referred already, by 'c1'"),
+        ("c2", "c3", "'c2' was referred already, by 'c1'"),
+        ("c3", "c3", "cannot refer himself"),
+        ("c9", "c1", "no customer 'c9'"),
+        (None, "c1", "names the customer who was referred"),
+    ):
+        with pytest.raises(BadInput, match=says):
+            refer(billing, referred, by)
+    assert ledger(billing) == [("earned", 100)]
+    refer(billing, "c1", by="c2")
+    [row] = reward_entries(billing, "c1")
+    assert (row["reward_entry_id"], row["source"], row["referred"], row["left_minor"]) == (entry, "referral", "c2", 100)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(steps)
-def test_the_ledger_agrees_with_a_wallet_of_single_units(
-    billing: Connection, history: list[tuple[str, int | None, int | None]]
-) -> None:
-    if not billing.execute("SELECT 1 FROM billing.customers").fetchall():
-        make_company(billing, 1)
-    billing.execute("ALTER TABLE billing.reward_entries DISABLE TRIGGER reward_entries_append_only")
-    billing.execute("DELETE FROM billing.reward_entries")
-    billing.execute("ALTER TABLE billing.reward_entries ENABLE TRIGGER reward_entries_append_only")
-    wallet, now = Wallet(), NOON
-    for what, number, days in history:
-        now += DAY / 2
-        if what == "earn":
-            assert number is not None
-            expires = now + days * DAY if days else None
-            wallet.credits.append((earn(billing, number, now, expires), number, expires))
-            continue
-        if what == "expire":
-            wallet.expire(now)
-            expire_rewards(billing, clock=clock_at(now))
-            assert reward_balance(billing, "c1") == wallet.balance
-            continue
-        assert number is not None
-        lively = Wallet()
-        lively.credits = list(wallet.credits)
-        lively.expire(now)
-        if what == "spend" and lively.balance >= number:
-            spend(billing, number, now)
-            lively.take(number)
-        elif what == "reverse" and number < len(lively.credits):
-            entry = lively.credits.pop(number)[0]
-            reverse_reward(billing, reward_entry_id=entry, reason="test", clock=clock_at(now))
-        else:
-            continue
-        wallet = lively
-        assert reward_balance(billing, "c1") == wallet.balance
+def test_two_referrers_at_once_cannot_both_be_rewarded(billing_url: str, billing: Connection) -> None:
+    make_company(billing, 7)
+
+    def run(by: int) -> bool:
+        with opened(billing_url, purpose="test") as connection:
+            try:
+                refer(connection, "c7", f"c{by}")
+            except BadInput:
+                return False
+            return True
+
+    with ThreadPoolExecutor(6) as pool:
+        assert sum(pool.map(run, range(1, 7))) == 1
+    assert len(ledger(billing)) == 1
+
+
+def test_credit_is_spent_as_it_came_in_also_where_it_is_dated_back(billing: Connection) -> None:
+    make_company(billing)
+    earn(billing, 100, NOON, NOON + 5 * DAY)
+    spend(billing, 60, NOON + DAY)
+    billing.execute(
+        "INSERT INTO billing.reward_entries (customer_id, occurred_at, kind, amount_minor)"
+        " SELECT customer_id, %s, 'earned', 50 FROM billing.customers WHERE customer_ref = 'c1'",
+        (NOON - DAY,),
+    )
+    assert expire(billing, NOON + 5 * DAY) == 1
+    assert reward_balance(billing, "c1") == 50
+    assert [(row["amount_minor"], row["left_minor"]) for row in reward_entries(billing, "c1")] == [
+        (50, 50), (100, 0), (60, None), (40, None),
+    ]  # fmt: skip
+
+
+def test_write_offs_that_name_no_credit_are_counted_all_the_same(billing: Connection) -> None:
+    make_company(billing)
+    earn(billing, 100, NOON, NOON + 5 * DAY)
+    earn(billing, 80, NOON + DAY)
+    billing.execute(
+        "INSERT INTO billing.reward_entries (customer_id, occurred_at, kind, amount_minor)"
+        " SELECT customer_id, e.at, e.kind, e.amount FROM billing.customers, (VALUES"
+        " (%s::timestamptz, 'expired', 70), (%s, 'reversed', 10), (%s, 'expired', 5)) AS e (at, kind, amount)"
+        " WHERE customer_ref = 'c1'",
+        (NOON + 5 * DAY, NOON + 3 * DAY, NOON - DAY),
+    )
+    unspent = [row["left_minor"] for row in reward_entries(billing, "c1") if row["kind"] == "earned"]
+    assert unspent == [15, 80]
+    assert expire(billing, NOON + 6 * DAY) == 1
+    assert (reward_balance(billing, "c1"), ledger(billing)[-1]) == (80, ("expired", 15))
+
+
+def test_an_older_reversal_finds_its_credit_again(billing: Connection) -> None:
+    make_company(billing)
+    kept, taken = earn(billing, 100), earn(billing, 70)
+    reverse_reward(billing, reward_entry_id=taken, reason="left: for good", clock=clock_at(NOON + DAY))
+    refer(billing, "c2")
+    rows = reward_entries(billing, "c1")
+    files = MIGRATIONS_ROOT / "rewards"
+    billing.execute((files / "0002_reward_sources.revert.sql").read_bytes())
+    billing.execute("UPDATE archive.reward_entry_links SET credit_id = NULL")
+    billing.execute((files / "0002_reward_sources.deploy.sql").read_bytes())
+    assert reward_entries(billing, "c1") == rows
+    assert [row["credit_id"] for row in rows if row["kind"] == "reversed"] == [taken]
+    assert [row["left_minor"] for row in rows if row["reward_entry_id"] == kept] == [100]
+    with pytest.raises(Exception, match="append-only"):
+        billing.execute("UPDATE billing.reward_entries SET reason = 'x'")
