@@ -14,13 +14,14 @@ from flexpay_pipelines.defs import (
     migrations,
     monitoring,
     payments,
+    reconciliation,
     rollback,
 )
 from flexpay_pipelines.defs.console import plain_console
 from flexpay_pipelines.defs.resources import FlexPay
 
 OWNER = "team:billing-platform"
-MODULES = (migrations, backups, billing, payments, analytics, monitoring, rollback, alerts, health)
+MODULES = (migrations, backups, billing, payments, reconciliation, analytics, monitoring, rollback, alerts, health)
 
 
 def _with_defaults(spec: dg.AssetSpec) -> dg.AssetSpec:

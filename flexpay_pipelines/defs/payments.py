@@ -1,9 +1,9 @@
-"""Payments: events in from Stripe, commands out to Stripe, and the two sides compared.
+"""Payments: events in from Stripe, commands out to Stripe.
 
-What belongs here: the assets, checks, jobs and schedules that speak with Stripe. What does not: how (`payments`).
+What belongs here: the assets, checks, jobs and schedules that speak with Stripe. What does not: how (`payments`),
+comparing the two (`reconciliation`).
 """
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,13 +19,12 @@ from flexpay_pipelines.defs.resources import FlexPay, Step
 from flexpay_pipelines.settings import Settings
 
 if TYPE_CHECKING:
-    from flexpay_pipelines.payments import DeliveryResult
+    from flexpay_pipelines.payments import DeliveryResult, EventsResult
     from flexpay_pipelines.payments.events import Effects
 
 GROUP = "billing"
 STRIPE_EVENTS = dg.AssetKey(["billing", "stripe_events"])
 STRIPE_DELIVERY = dg.AssetKey(["billing", "stripe_delivery"])
-RECONCILIATION = dg.AssetKey(["billing", "reconciliation"])
 # Without the mapping Dagster would look at every hour that there ever was.
 LAST_SWEEP = dg.AssetDep(PAUSE_SWEEP, partition_mapping=dg.LastPartitionMapping())
 OUTBOUND = dg.RetryPolicy(max_retries=3, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
@@ -41,18 +40,23 @@ OUTBOUND = dg.RetryPolicy(max_retries=3, delay=5, backoff=dg.Backoff.EXPONENTIAL
 )
 def stripe_events(context: dg.AssetExecutionContext, flexpay: FlexPay) -> dg.MaterializeResult[None]:
     """What Stripe told us since the last poll, once each: payments recorded, subscriptions brought up to date."""
+    with flexpay.step(context, "poll", "stripe events") as step:
+        return dg.MaterializeResult(metadata=figures(take_events_in(step)))
+
+
+def take_events_in(step: Step) -> "EventsResult":
+    """Read what Stripe told since the last poll, and let the payments act under the settings."""
     from flexpay_pipelines.payments import poll_events
 
-    with flexpay.step(context, "poll", "stripe events") as step:
-        result = poll_events(
-            step.billing,
-            step.session.gateway,
-            clock=step.clock,
-            apply=payment_effects(step.settings, step.clock),
-            progress=step.progress,
-        )
-        step.details = {"new": result.new}
-        return dg.MaterializeResult(metadata=figures(result))
+    result = poll_events(
+        step.billing,
+        step.session.gateway,
+        clock=step.clock,
+        apply=payment_effects(step.settings, step.clock),
+        progress=step.progress,
+    )
+    step.details = {"new": result.new}
+    return result
 
 
 def payment_effects(settings: Settings, clock: Clock) -> "Effects":
@@ -91,50 +95,6 @@ def deliver_waiting(step: Step) -> "DeliveryResult":
     alert_parked(step.billing, step.control, clock=step.clock, progress=step.progress)
     step.details = {"delivered": result.delivered, "parked": result.parked}
     return result
-
-
-AGREES = dg.AssetCheckSpec(
-    "agrees", asset=RECONCILIATION, description="Stripe and the database say the same of every subscription."
-)
-
-
-@dg.asset(
-    key=RECONCILIATION,
-    deps=[STRIPE_DELIVERY],
-    group_name=GROUP,
-    kinds={"stripe", "postgres"},
-    pool="stripe",
-    retry_policy=OUTBOUND,
-    check_specs=[AGREES],
-)
-def reconciliation(context: dg.AssetExecutionContext, flexpay: FlexPay) -> Iterator[dg.MaterializeResult[None]]:
-    """Every subscription as Stripe has it against how we have it, and how each difference would be mended."""
-    from flexpay_pipelines.payments import reconcile
-
-    with flexpay.step(context, "reconcile", "stripe") as step:
-        result = reconcile(step.billing, step.session.gateway, clock=step.clock, progress=step.progress)
-        step.details = {"compared": result.compared, "differences": len(result.differences)}
-        shown = table((asdict(d) for d in result.differences), empty="no difference")
-        yield dg.MaterializeResult(
-            metadata={"compared": result.compared, "in_flight": result.in_flight, "differences": shown},
-            check_results=[
-                dg.AssetCheckResult(
-                    check_name=AGREES.name,
-                    passed=not result.differences,
-                    metadata={"compared": result.compared, "differences": len(result.differences), "which": shown},
-                )
-            ],
-        )
-
-
-@dg.asset_check(asset=RECONCILIATION)
-def matches_history(flexpay: FlexPay) -> dg.AssetCheckResult:
-    """The terms of every subscription are those that the ledger last said."""
-    from flexpay_pipelines.billing import history_breaks
-
-    with flexpay.session("history check") as session:
-        breaks = history_breaks(session.billing)
-    return dg.AssetCheckResult(passed=not breaks, metadata={"breaks": table(asdict(found) for found in breaks)})
 
 
 @dg.op(pool="stripe", retry_policy=OUTBOUND)
@@ -182,11 +142,6 @@ deliver_stripe_commands = dg.define_asset_job(
     selection=dg.AssetSelection.assets(STRIPE_DELIVERY),
     description="Tell Stripe what is waiting.",
 )
-stripe_reconciliation = dg.define_asset_job(
-    "stripe_reconciliation",
-    selection=dg.AssetSelection.assets(RECONCILIATION),
-    description="Compare every subscription with Stripe.",
-)
 stripe_exchange = dg.define_asset_job(
     "stripe_exchange",
     selection=dg.AssetSelection.assets(STRIPE_EVENTS, STRIPE_DELIVERY),
@@ -199,12 +154,11 @@ hourly_pause_sweep = dg.define_asset_job(
 )
 
 defs = dg.Definitions(
-    assets=[stripe_events, stripe_delivery, reconciliation],
-    asset_checks=[no_card_data, matches_history],
+    assets=[stripe_events, stripe_delivery],
+    asset_checks=[no_card_data],
     jobs=[
         hourly_pause_sweep,
         stripe_exchange,
-        stripe_reconciliation,
         link_stripe,
         deliver_stripe_commands,
         retry_stripe_commands,
@@ -212,8 +166,5 @@ defs = dg.Definitions(
     schedules=[
         dg.ScheduleDefinition(name="stripe_exchange_every_5_minutes", job=stripe_exchange, cron_schedule="*/5 * * * *"),
         dg.build_schedule_from_partitioned_job(hourly_pause_sweep, name="pause_sweep_hourly"),
-        dg.ScheduleDefinition(
-            name="stripe_reconciliation_daily", job=stripe_reconciliation, cron_schedule="30 4 * * *"
-        ),
     ],
 )

@@ -10,7 +10,7 @@ from flexpay_pipelines.payments.failures import StripePermanent, StripeRefusesUs
 from flexpay_pipelines.payments.linking import link_subscriptions
 from flexpay_pipelines.payments.mending import MendPolicy, MendResult, mend_differences
 from flexpay_pipelines.payments.parking import ParkedCommand, Retried, alert_parked, parked_commands, retry_parked
-from flexpay_pipelines.payments.passes import Persistent, mark_alerted, persistent_differences
+from flexpay_pipelines.payments.passes import alert_persistent
 from flexpay_pipelines.payments.reconciliation import KINDS, Difference, Reconciliation, open_differences, reconcile
 from flexpay_pipelines.payments.stripe_gateway import StripeGateway, construct_event
 
@@ -22,7 +22,6 @@ __all__ = [
     "MendPolicy",
     "MendResult",
     "ParkedCommand",
-    "Persistent",
     "Reconciliation",
     "Retried",
     "StripeGateway",
@@ -30,17 +29,16 @@ __all__ = [
     "StripeRefusesUs",
     "StripeTransient",
     "alert_parked",
+    "alert_persistent",
     "apply_events",
     "construct_event",
     "deliver_commands",
     "failure_class",
     "link_subscriptions",
-    "mark_alerted",
     "mend_differences",
     "open_differences",
     "parked_commands",
     "pending_commands",
-    "persistent_differences",
     "poll_events",
     "reconcile",
     "retry_parked",

@@ -1,13 +1,15 @@
 """The memory of the reconciliation: each pass, the differences that are open, and whether somebody was told of them.
 
-What belongs here: remembering and forgetting. What does not: comparing (`reconciliation`), telling (`alerts`).
+What belongs here: remembering, forgetting, telling once. What does not: comparing (`reconciliation`), how alerts travel
+(`alerts`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from flexpay_pipelines.alerts import alert_raised, raise_alert
 from flexpay_pipelines.sql import queries
 
 if TYPE_CHECKING:
@@ -16,21 +18,6 @@ if TYPE_CHECKING:
     from flexpay_pipelines.payments.reconciliation import Comparison
 
 _LOCK = "flexpay reconciliation passes"
-
-
-@dataclass(frozen=True, slots=True)
-class Persistent:
-    """Differences of one kind that two passes in a row have found, and nobody was told of.
-
-    Attributes:
-        first_seen: the pass that found the first of them.
-        examples: up to five references.
-    """
-
-    kind: str
-    number: int
-    first_seen: int
-    examples: tuple[str, ...]
 
 
 def forget_and_keep(connection: Connection, comparison: Comparison, by_kind: dict[str, int]) -> int:
@@ -55,14 +42,35 @@ def forget_and_keep(connection: Connection, comparison: Comparison, by_kind: dic
     return reconciliation_id
 
 
-def persistent_differences(connection: Connection, reconciliation_id: int) -> tuple[Persistent, ...]:
-    """What this pass found, one before it had found, and nobody was told of yet, by kind."""
-    rows = queries("payments_passes").persistent_differences(connection, reconciliation_id=reconciliation_id)
-    return tuple(Persistent(row["kind"], row["number"], row["first_seen"], tuple(row["examples"])) for row in rows)
+def alert_persistent(
+    connection: Connection,
+    control: Connection,
+    reconciliation_id: int,
+    *,
+    clock: Clock,
+    progress: Callable[[str], None],
+) -> bool:
+    """Raise one alert for what a pass found, one before it had found, and nobody was told of; whether there was any.
 
-
-def mark_alerted(connection: Connection, reconciliation_id: int, *, clock: Clock) -> int:
-    """Somebody was told of what `persistent_differences` listed. Returns how many differences that were."""
-    return int(
-        queries("payments_passes").mark_alerted(connection, reconciliation_id=reconciliation_id, now=clock.now())
-    )
+    What only one pass has seen may be on its way. The alert's name follows from the passes: after a kill between
+    raising and remembering it, it is not raised again.
+    """
+    catalogue = queries("payments_passes")
+    kinds = list(catalogue.persistent_differences(connection, reconciliation_id=reconciliation_id))
+    if not kinds:
+        return False
+    number = sum(row["number"] for row in kinds)
+    fingerprint = f"reconciliation:{max(row['newest'] for row in kinds)}"
+    if not alert_raised(control, fingerprint):
+        raise_alert(
+            control,
+            fingerprint=fingerprint,
+            severity="warning",
+            title=f"Stripe and the database differ, and go on differing: {number} differences",
+            body="`flexpay reconcile --mend --plan` shows each and its mend; without `--plan` it is made.",
+            context={row["kind"]: f"{row['number']}, such as {', '.join(row['examples'])}" for row in kinds},
+            clock=clock,
+        )
+        progress(f"Alerted: {number} differences have lasted for two passes.")
+    catalogue.mark_alerted(connection, reconciliation_id=reconciliation_id, now=clock.now())
+    return True

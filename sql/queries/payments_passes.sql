@@ -89,7 +89,7 @@ LIMIT :at_most;
 SELECT
     kind,
     count(*) AS number,
-    min(first_seen) AS first_seen,
+    max(first_seen) AS newest,
     (array_agg(subscription_ref ORDER BY subscription_ref))[1:5] AS examples
 FROM billing.reconciliation_differences
 WHERE last_seen = :reconciliation_id AND first_seen < :reconciliation_id AND alerted_at IS NULL
