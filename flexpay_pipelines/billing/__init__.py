@@ -13,8 +13,15 @@ from flexpay_pipelines.billing.frequencies import (
 )
 from flexpay_pipelines.billing.history import HistoryBreak, history_breaks
 from flexpay_pipelines.billing.importing import FileCounts, ImportResult, import_directory
-from flexpay_pipelines.billing.outcomes import PaymentEffects, apply_payment_outcomes
-from flexpay_pipelines.billing.pauses import PausePolicy, cancel_pause, end_pause_now, schedule_pause
+from flexpay_pipelines.billing.outcomes import PaymentEffects, apply_payment_outcomes, close_grace_periods
+from flexpay_pipelines.billing.pauses import (
+    Pause,
+    PausePolicy,
+    cancel_pause,
+    end_pause_now,
+    list_pauses,
+    schedule_pause,
+)
 from flexpay_pipelines.billing.reward_settlement import (
     Entries,
     RewardPolicy,
@@ -49,6 +56,7 @@ __all__ = [
     "FrequencyQuote",
     "HistoryBreak",
     "ImportResult",
+    "Pause",
     "PausePolicy",
     "PaymentEffects",
     "RewardPolicy",
@@ -60,6 +68,7 @@ __all__ = [
     "apply_payment_outcomes",
     "cancel_pause",
     "change_frequency",
+    "close_grace_periods",
     "earn_reward",
     "end_pause_now",
     "excess_write_offs",
@@ -68,6 +77,7 @@ __all__ = [
     "grant_loyalty",
     "history_breaks",
     "import_directory",
+    "list_pauses",
     "negative_balances",
     "pauses_by_hour",
     "plan_settlement",

@@ -35,10 +35,11 @@ def apply_payment_outcomes(
 ) -> PaymentEffects:
     """Let newly recorded payments act on their subscriptions: set-based, idempotent, in one transaction.
 
-    The latest attempt of a subscription decides, whichever of its payments are named. Failed: active (or on trial)
-    becomes past due and, where pauses are on, a grace period of `grace_days` begins at the attempt. Succeeded: past
-    due or suspended becomes active, what is left of the grace period is void, the next payment date moves on. A
-    canceled subscription stays so.
+    All that is known of a subscription's attempts decides, whichever of them are named and in whatever order they
+    became known. The latest failed: active (or on trial) becomes past due. The latest succeeded: past due or suspended becomes
+    active. Where pauses are on, each row of failures has one grace period of `grace_days` from its first failure on,
+    which ends early with a success or a cancellation. Each success moves the next payment date on. A canceled
+    subscription stays so.
 
     Args:
         pause_mode: how Stripe is resumed where no pause command says how it was paused.
@@ -49,13 +50,23 @@ def apply_payment_outcomes(
     ids = list(payment_ids)
     now = clock.now()
     with connection.transaction():
-        failed = sql.apply_failed_payments(connection, payment_ids=ids)
+        failed: int = sql.apply_failed_payments(connection, payment_ids=ids)
         succeeded = sql.apply_succeeded_payments(connection, payment_ids=ids, pause_mode=pause_mode)
-        grace = 0
-        if failed["failed"] and feature_enabled(connection, PAUSES):
-            grace = sql.open_grace_periods(
-                connection, payment_ids=failed["payment_ids"], grace_days=grace_days, now=now
-            )
-        if succeeded["subscription_ids"] and has_table(connection, "billing.subscription_pauses"):
-            sql.close_grace_periods(connection, subscription_ids=succeeded["subscription_ids"], now=now)
-    return PaymentEffects(failed["failed"], succeeded["recovered"], grace)
+        close_grace_periods(connection, succeeded["subscription_ids"], clock=clock)
+        begun = 0
+        if feature_enabled(connection, PAUSES):
+            begun = sql.place_grace_periods(connection, payment_ids=ids, grace_days=grace_days, now=now)
+    return PaymentEffects(failed, succeeded["recovered"], begun)
+
+
+def close_grace_periods(connection: Connection, subscription_ids: Sequence[int], *, clock: Clock) -> int:
+    """End the grace periods of subscriptions that have paid since they began, or are canceled, as of then.
+
+    Returns:
+        How many.
+    """
+    if not subscription_ids or not has_table(connection, "billing.subscription_pauses"):
+        return 0
+    ids, now = list(subscription_ids), clock.now()
+    closed: int = queries("billing_outcomes").close_grace_periods(connection, subscription_ids=ids, now=now)
+    return closed

@@ -3,8 +3,8 @@
 What belongs here: taking events in, keeping nothing of a card, turning invoices into payments. What does not: what a
 payment means for a subscription (`billing`).
 
-Events come more than once and in any order. Each is stored once; payments are named by invoice and attempt, so that
-they are recorded once; a subscription is changed only by an event newer than the last that changed it.
+Events come more than once and in any order. Each is stored once; payments are named by what they are, so that they are
+recorded once; what follows from them is worked out from all that is known, not from what came last.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from flexpay_pipelines.billing import close_grace_periods
 from flexpay_pipelines.payments.failures import StripePermanent, failure_class
 from flexpay_pipelines.payments.staging import copy_rows, staged
 from flexpay_pipelines.sql import queries
@@ -29,8 +30,11 @@ TYPES = (
     "customer.subscription.updated", "customer.subscription.deleted", "customer.subscription.paused",
     "customer.subscription.resumed",
 )  # fmt: skip
-# How far behind the newest known event Stripe is read again: an event can appear later than younger ones.
+STREAM = "events"
+# How far behind the newest event of the last poll Stripe is read again: one can appear later than younger ones.
 OVERLAP = timedelta(minutes=15)
+# Stripe lists no older ones.
+LISTED_FOR = timedelta(days=30)
 _TABLE = "incoming_stripe_events"
 # What the payments of these ids do to their subscriptions, in the transaction that records them.
 Effects = Callable[["Connection", Sequence[int]], object]
@@ -70,19 +74,26 @@ def poll_events(
     progress: Callable[[str], None],
     overlap: timedelta = OVERLAP,
 ) -> EventsResult:
-    """Read the events since the newest known one, store them, and record the payments that they tell of.
+    """Read the events since the last poll, store them, and record the payments that they tell of.
+
+    The poll has a cursor of its own, moved in the transaction that stores what was read to the end: an event that a
+    webhook has brought does not hide an older one.
 
     Args:
-        apply: called with the ids of the payments recorded, in the transaction that records them.
-        overlap: how far behind the newest known event to begin.
+        apply: as `apply_events` has it.
+        overlap: how far behind the newest event of the last poll to begin.
 
     Raises:
         StripeTransient: Stripe cannot be read to the end; what was read before is not half applied.
     """
-    newest = queries("payments_events").newest_event(connection)
+    newest = queries("payments_events").read_through(connection, stream=STREAM)
     since = None if newest is None else newest - int(overlap.total_seconds())
+    if newest is not None and clock.now() - datetime.fromtimestamp(newest, UTC) > LISTED_FOR:
+        progress(
+            f"No event was read for {LISTED_FOR.days} days, and Stripe lists no older ones: run `flexpay reconcile`."
+        )
     events = (event for page in gateway.events(since=since, types=TYPES) for event in page)
-    received, new = store_events(connection, events)
+    received, new = _store(connection, events, read_at=clock.now())
     progress(f"Received {received} events from Stripe, {new} of them new.")
     result = apply_events(connection, gateway, clock=clock, apply=apply)
     progress(f"Recorded {result.payments_recorded} payments.")
@@ -90,15 +101,22 @@ def poll_events(
 
 
 def store_events(connection: Connection, events: Iterable[Object]) -> tuple[int, int]:
-    """Store events as Stripe sends them, without card data; the webhook's way in as well.
+    """Store events as Stripe sends them, without card data, as a webhook brings them.
 
     Returns:
         How many came, and how many of them were new.
     """
+    return _store(connection, events, read_at=None)
+
+
+def _store(connection: Connection, events: Iterable[Object], *, read_at: datetime | None) -> tuple[int, int]:
+    catalogue = queries("payments_events")
     with staged(connection, _TABLE):
         received = copy_rows(connection, _TABLE, _rows(events))
         with connection.transaction():
-            new: int = queries("payments_events").store_events(connection)
+            new: int = catalogue.store_events(connection)
+            if read_at is not None:
+                catalogue.advance_cursor(connection, stream=STREAM, now=read_at)
     return received, new
 
 
@@ -111,20 +129,28 @@ def apply_events(
 ) -> EventsResult:
     """Make payments and cancellations of the stored events that nothing was made of yet, in one transaction.
 
+    Whatever the order and the portions in which events come, the same events lead to the same payments, subscriptions
+    and grace periods. Several callers take turns.
+
+    Args:
+        apply: called in the transaction with the ids of the payments that were recorded, or whose reason was corrected.
+
     Raises:
         StripeTransient: the reason of a failed payment cannot be asked for now; nothing is applied.
     """
     catalogue = queries("payments_events")
     _ask_for_reasons(connection, gateway)
     with connection.transaction():
-        events = [row["stripe_event_id"] for row in catalogue.lock_unapplied_events(connection)]
+        catalogue.lock_applying(connection)
+        events = [row["stripe_event_id"] for row in catalogue.unapplied_events(connection)]
         if not events:
             return EventsResult(0, 0, 0, 0, 0)
         payments = [row["payment_id"] for row in catalogue.record_payments(connection, events=events)]
-        if payments:
-            apply(connection, payments)
-        catalogue.correct_reasons(connection, events=events)
-        catalogue.apply_cancellations(connection, events=events)
+        corrected = [row["payment_id"] for row in catalogue.correct_reasons(connection, events=events)]
+        if payments or corrected:
+            apply(connection, [*payments, *corrected])
+        canceled = [row["subscription_id"] for row in catalogue.apply_cancellations(connection, events=events)]
+        close_grace_periods(connection, canceled, clock=clock)
         stale: int = catalogue.mark_events(connection, events=events, now=clock.now())
     return EventsResult(0, 0, len(events), len(payments), stale)
 

@@ -147,7 +147,7 @@ def attempt(account: Account, invoice: State, at: int, *, asked_for: bool = Fals
     if invoice["amount"] <= 0:
         _paid(account, invoice, at)
         return
-    invoice["tries"] = int(invoice.get("tries", invoice["attempts"])) + 1
+    invoice["tries"] = (invoice["tries"] if "tries" in invoice else invoice["attempts"]) + 1
     # A try that somebody asks for does not count as one of the schedule, unless it is the first.
     invoice["attempts"] = max(invoice["attempts"] + (not asked_for), 1)
     invoice["error"] = _failure(account, invoice, at)

@@ -1,23 +1,35 @@
 -- What payment attempts do to their subscriptions.
 
--- name: apply_failed_payments(payment_ids)^
--- Subscriptions whose latest attempt failed become past due. One that the ledger already calls past due since then is done.
+-- name: apply_failed_payments(payment_ids)$
+-- Subscriptions whose latest attempt failed become past due, as of the first failure since the last success; where something
+-- has changed since then, as of the latest. (Of one instant, a success comes after a failure.) One that was called past due
+-- since that was recorded is done. Returns how many.
 WITH latest AS MATERIALIZED (
     SELECT
         s.subscription_id,
-        newest.payment_id,
-        newest.outcome,
-        newest.occurred_at
+        newest.occurred_at,
+        newest.recorded_at,
+        (
+            SELECT min(bad.occurred_at)
+            FROM billing.payments AS bad
+            WHERE
+                bad.subscription_id = s.subscription_id AND bad.outcome = 'failed'
+                AND NOT EXISTS (
+                    SELECT 1 FROM billing.payments AS good
+                    WHERE
+                        good.subscription_id = s.subscription_id AND good.outcome = 'succeeded'
+                        AND good.occurred_at >= bad.occurred_at
+                )
+        ) AS failing_since
     FROM billing.subscriptions AS s
     CROSS JOIN
         LATERAL (
             SELECT
-                p.payment_id,
-                p.outcome,
-                p.occurred_at
+                p.occurred_at,
+                p.recorded_at
             FROM billing.payments AS p
             WHERE p.subscription_id = s.subscription_id
-            ORDER BY p.occurred_at DESC, p.attempt DESC, p.payment_id DESC
+            ORDER BY p.occurred_at DESC, p.outcome DESC, p.attempt DESC, p.payment_ref DESC
             LIMIT 1
         ) AS newest
     WHERE
@@ -31,42 +43,193 @@ WITH latest AS MATERIALIZED (
 changed AS (
     UPDATE billing.subscriptions AS s
     SET
-        status = 'past_due', version = s.version + 1, changed_at = greatest(latest.occurred_at, s.changed_at),
-        change_reason = 'payment failed'
+        status = 'past_due', version = s.version + 1, change_reason = 'payment failed',
+        changed_at = CASE
+            WHEN s.changed_at <= latest.failing_since THEN latest.failing_since
+            ELSE greatest(latest.occurred_at, s.changed_at)
+        END
     FROM latest
     WHERE
-        s.subscription_id = latest.subscription_id AND latest.outcome = 'failed' AND s.status IN ('active', 'trialing')
+        s.subscription_id = latest.subscription_id AND latest.failing_since IS NOT NULL
+        AND s.status IN ('active', 'trialing')
         AND NOT EXISTS (
             SELECT 1 FROM billing.subscription_events AS e
-            WHERE e.subscription_id = s.subscription_id AND e.event = 'past_due' AND e.occurred_at >= latest.occurred_at
+            WHERE e.subscription_id = s.subscription_id AND e.event = 'past_due' AND e.recorded_at >= latest.recorded_at
         )
-    RETURNING latest.payment_id
+    RETURNING s.subscription_id
 )
 
-SELECT
-    count(*) AS failed,
-    coalesce(array_agg(payment_id), '{}') AS payment_ids
-FROM changed;
+SELECT count(*) FROM changed;
 
--- name: open_grace_periods(payment_ids, grace_days, now)!
--- A grace period for each failed payment that made a subscription past due. A pause that is on the calendar in that time stands.
-INSERT INTO billing.subscription_pauses
-(pause_ref, subscription_id, starts_at, ends_at, kind, reason, state, changed_at)
-SELECT
-    'grace-' || p.payment_ref AS pause_ref,
-    p.subscription_id,
-    p.occurred_at AS starts_at,
-    p.occurred_at + make_interval(days => :grace_days) AS ends_at,
-    'payment_failure' AS kind,
-    coalesce(p.failure_code, p.failure_class, 'payment failed') AS reason,
-    'active' AS state,
-    :now AS changed_at
-FROM billing.payments AS p
-WHERE p.payment_id = any(cast(:payment_ids AS bigint[]))
-ON CONFLICT DO NOTHING;
+-- name: close_grace_periods(subscription_ids, now)!
+-- A payment came in, or the subscription was canceled: what is left of the grace period is void from then on. Where nothing
+-- is left, there was none.
+UPDATE billing.subscription_pauses AS g
+SET
+    state = CASE WHEN ended.at <= g.starts_at AND ended.canceled THEN 'canceled' ELSE 'completed' END,
+    version = g.version + 1, changed_at = :now,
+    ends_at = greatest(least(g.ends_at, ended.at), g.starts_at + interval '1 microsecond')
+FROM billing.subscriptions AS s
+CROSS JOIN LATERAL (
+    SELECT
+        open.pause_id,
+        least(paid.at, CASE WHEN s.status = 'canceled' THEN s.canceled_at END) AS at,
+        s.status = 'canceled' AND s.canceled_at <= coalesce(paid.at, 'infinity') AS canceled
+    FROM billing.subscription_pauses AS open
+    CROSS JOIN LATERAL (
+        SELECT min(p.occurred_at) AS at
+        FROM billing.payments AS p
+        WHERE p.subscription_id = s.subscription_id AND p.outcome = 'succeeded' AND p.occurred_at >= open.starts_at
+    ) AS paid
+    WHERE open.subscription_id = s.subscription_id AND open.kind = 'payment_failure'
+) AS ended
+WHERE
+    s.subscription_id = any(cast(:subscription_ids AS bigint[]))
+    AND g.pause_id = ended.pause_id
+    AND ended.at IS NOT NULL
+    AND (
+        g.state IN ('scheduled', 'active')
+        -- It was closed by a later payment than the one that is known now.
+        OR (
+            g.state = 'completed' AND starts_with(g.pause_ref, 'grace-')
+            AND g.ends_at > greatest(ended.at, g.starts_at + interval '1 microsecond')
+        )
+    );
+
+-- name: place_grace_periods(payment_ids, grace_days, now)$
+-- A grace period for each row of failures with no success in between, from its first failure on: begun, moved where an
+-- earlier failure has become known, its reason corrected. Returns how many began that are not over.
+-- A pause that is on the calendar in that time stands; a grace period that somebody has canceled stays canceled.
+WITH named AS MATERIALIZED (
+    SELECT
+        p.payment_id,
+        p.subscription_id,
+        p.outcome,
+        p.occurred_at
+    FROM billing.payments AS p
+    WHERE p.payment_id = any(cast(:payment_ids AS bigint[]))
+),
+
+failures AS (
+    SELECT
+        p.*,
+        (
+            SELECT min(good.occurred_at) FROM billing.payments AS good
+            WHERE good.subscription_id = p.subscription_id AND good.outcome = 'succeeded' AND good.occurred_at >= p.occurred_at
+        ) AS paid_at
+    FROM billing.payments AS p
+    WHERE p.subscription_id IN (SELECT named.subscription_id FROM named) AND p.outcome = 'failed'
+),
+
+episodes AS (
+    SELECT
+        f.subscription_id,
+        f.paid_at,
+        (array_agg(f.payment_id ORDER BY f.occurred_at, f.attempt, f.payment_ref))[1] AS first_id,
+        array_agg('grace-' || f.payment_ref) AS refs
+    FROM failures AS f
+    GROUP BY f.subscription_id, f.paid_at
+),
+
+wanted AS MATERIALIZED (
+    SELECT
+        e.subscription_id,
+        s.status,
+        e.refs,
+        f.payment_id,
+        'grace-' || f.payment_ref AS pause_ref,
+        f.occurred_at AS starts_at,
+        f.occurred_at + make_interval(days => :grace_days) AS longest,
+        least(e.paid_at, CASE WHEN s.status = 'canceled' THEN s.canceled_at END) AS over_at,
+        coalesce(f.failure_code, f.failure_class, 'payment failed') AS reason
+    FROM episodes AS e
+    INNER JOIN failures AS f ON e.first_id = f.payment_id
+    INNER JOIN billing.subscriptions AS s ON e.subscription_id = s.subscription_id
+    WHERE s.status <> 'canceled' OR f.occurred_at < s.canceled_at
+),
+
+placed AS (
+    SELECT
+        wanted.*,
+        greatest(least(longest, over_at), starts_at + interval '1 microsecond') AS ends_at,
+        CASE WHEN over_at IS NULL THEN 'active' ELSE 'completed' END AS state
+    FROM wanted
+),
+
+moved AS (
+    UPDATE billing.subscription_pauses AS g
+    SET
+        pause_ref = placed.pause_ref, starts_at = placed.starts_at, reason = placed.reason,
+        ends_at = CASE WHEN g.starts_at = placed.starts_at THEN g.ends_at ELSE placed.ends_at END,
+        state = CASE WHEN g.starts_at = placed.starts_at OR g.state = 'completed' THEN g.state ELSE placed.state END,
+        version = g.version + 1, changed_at = :now
+    FROM placed
+    WHERE
+        g.subscription_id = placed.subscription_id AND g.kind = 'payment_failure' AND g.pause_ref = any(placed.refs)
+        AND g.state <> 'canceled'
+        AND (g.pause_ref, g.starts_at, g.reason) IS DISTINCT FROM (placed.pause_ref, placed.starts_at, placed.reason)
+        AND NOT EXISTS (
+            SELECT 1 FROM billing.subscription_pauses AS other
+            WHERE
+                other.subscription_id = g.subscription_id AND other.pause_id <> g.pause_id
+                AND other.state IN ('scheduled', 'active')
+                AND tstzrange(other.starts_at, other.ends_at) && tstzrange(placed.starts_at, placed.ends_at)
+        )
+),
+
+begun AS (
+    INSERT INTO billing.subscription_pauses
+    (pause_ref, subscription_id, starts_at, ends_at, kind, reason, state, changed_at)
+    SELECT
+        placed.pause_ref,
+        placed.subscription_id,
+        placed.starts_at,
+        placed.ends_at,
+        'payment_failure' AS kind,
+        placed.reason,
+        placed.state,
+        :now AS changed_at
+    FROM placed
+    WHERE
+        (placed.over_at IS NOT NULL OR placed.status = 'past_due')
+        -- Only what has just become known begins one: its first failure, or the success that parts it from those before.
+        AND EXISTS (
+            SELECT 1 FROM named
+            WHERE
+                named.subscription_id = placed.subscription_id
+                AND (
+                    named.payment_id = placed.payment_id
+                    OR (named.outcome = 'succeeded' AND named.occurred_at = (
+                        SELECT max(good.occurred_at) FROM billing.payments AS good
+                        WHERE
+                            good.subscription_id = placed.subscription_id AND good.outcome = 'succeeded'
+                            AND good.occurred_at < placed.starts_at
+                    ))
+                )
+        )
+        AND NOT EXISTS (
+            SELECT 1 FROM billing.subscription_pauses AS g
+            WHERE
+                g.subscription_id = placed.subscription_id
+                AND (
+                    g.pause_ref = any(placed.refs)
+                    OR (
+                        g.state <> 'canceled'
+                        AND (g.kind <> 'payment_failure' OR NOT starts_with(g.pause_ref, 'grace-'))
+                        AND tstzrange(g.starts_at, g.ends_at) && tstzrange(placed.starts_at, placed.longest)
+                    )
+                )
+        )
+    ORDER BY placed.subscription_id, placed.starts_at
+    ON CONFLICT DO NOTHING
+    RETURNING state
+)
+
+SELECT count(*) FROM begun WHERE state = 'active';
 
 -- name: apply_succeeded_payments(payment_ids, pause_mode)^
--- Subscriptions whose latest attempt succeeded: past due, suspended or on trial become active, the next payment date advances.
+-- Subscriptions whose latest attempt succeeded: past due, suspended or on trial become active, as of the first success since
+-- the last failure. Each success advances the next payment date, whatever came after it.
 -- What was suspended was paused at Stripe, so that is told to resume it.
 WITH latest AS MATERIALIZED (
     SELECT
@@ -76,8 +239,21 @@ WITH latest AS MATERIALIZED (
         newest.outcome,
         newest.amount_minor,
         newest.occurred_at,
+        paid.occurred_at AS paid_at,
+        (
+            SELECT min(good.occurred_at)
+            FROM billing.payments AS good
+            WHERE
+                good.subscription_id = s.subscription_id AND good.outcome = 'succeeded'
+                AND NOT EXISTS (
+                    SELECT 1 FROM billing.payments AS bad
+                    WHERE
+                        bad.subscription_id = s.subscription_id AND bad.outcome = 'failed'
+                        AND bad.occurred_at > good.occurred_at
+                )
+        ) AS recovered_at,
         billing.next_payment_at(
-            s.billing_anchor, coalesce(to_jsonb(s) ->> 'payment_frequency', 'MONTHLY'), newest.occurred_at, c.time_zone
+            s.billing_anchor, coalesce(to_jsonb(s) ->> 'payment_frequency', 'MONTHLY'), paid.occurred_at, c.time_zone
         ) AS advanced
     FROM billing.subscriptions AS s
     INNER JOIN billing.customers AS c ON s.customer_id = c.customer_id
@@ -89,9 +265,17 @@ WITH latest AS MATERIALIZED (
                 p.occurred_at
             FROM billing.payments AS p
             WHERE p.subscription_id = s.subscription_id
-            ORDER BY p.occurred_at DESC, p.attempt DESC, p.payment_id DESC
+            ORDER BY p.occurred_at DESC, p.outcome DESC, p.attempt DESC, p.payment_ref DESC
             LIMIT 1
         ) AS newest
+    CROSS JOIN
+        LATERAL (
+            SELECT max(p.occurred_at) AS occurred_at
+            FROM billing.payments AS p
+            WHERE
+                p.payment_id = any(cast(:payment_ids AS bigint[]))
+                AND p.subscription_id = s.subscription_id AND p.outcome = 'succeeded'
+        ) AS paid
     WHERE
         s.subscription_id IN (
             SELECT p.subscription_id FROM billing.payments AS p WHERE p.payment_id = any(cast(:payment_ids AS bigint[]))
@@ -104,9 +288,9 @@ planned AS (
     SELECT
         *,
         -- The free invoice at the start of a trial is paid, too: only money ends a trial.
-        status IN ('past_due', 'suspended') OR (status = 'trialing' AND amount_minor > 0) AS activates
+        outcome = 'succeeded' AND (status IN ('past_due', 'suspended') OR (status = 'trialing' AND amount_minor > 0)) AS activates
     FROM latest
-    WHERE outcome = 'succeeded' AND status <> 'canceled'
+    WHERE (outcome = 'succeeded' OR paid_at IS NOT NULL) AND status <> 'canceled'
 ),
 
 changed AS (
@@ -114,11 +298,22 @@ changed AS (
     SET
         status = CASE WHEN planned.activates THEN 'active' ELSE s.status END,
         next_payment_at = greatest(s.next_payment_at, planned.advanced),
-        version = s.version + 1, changed_at = greatest(planned.occurred_at, s.changed_at), change_reason = 'payment succeeded'
+        version = s.version + 1, change_reason = 'payment succeeded',
+        changed_at = greatest(
+            CASE
+                WHEN NOT planned.activates THEN planned.paid_at
+                WHEN planned.status = 'trialing' THEN planned.occurred_at
+                ELSE planned.recovered_at
+            END,
+            s.changed_at
+        )
     FROM planned
     WHERE
         s.subscription_id = planned.subscription_id AND s.status = planned.status
-        AND (planned.activates OR planned.advanced > s.next_payment_at OR s.next_payment_at IS NULL)
+        AND (
+            planned.activates OR planned.advanced > s.next_payment_at
+            OR (s.next_payment_at IS NULL AND planned.advanced IS NOT NULL)
+        )
     RETURNING s.subscription_id, s.version, s.stripe_subscription_id, planned.status AS was
 ),
 
@@ -139,22 +334,4 @@ told AS (
 
 SELECT
     (SELECT count(*) FROM changed WHERE was IN ('past_due', 'suspended')) AS recovered,
-    (SELECT coalesce(array_agg(subscription_id), '{}') FROM planned) AS subscription_ids;
-
--- name: close_grace_periods(subscription_ids, now)!
--- A payment came in: what is left of the grace period is void. The latest attempt says when.
-UPDATE billing.subscription_pauses AS g
-SET
-    state = 'completed', version = g.version + 1, changed_at = :now,
-    ends_at = greatest(least(g.ends_at, paid.occurred_at), g.starts_at + interval '1 microsecond')
-FROM (
-    SELECT
-        p.subscription_id,
-        max(p.occurred_at) AS occurred_at
-    FROM billing.payments AS p
-    WHERE p.subscription_id = any(cast(:subscription_ids AS bigint[])) AND p.outcome = 'succeeded'
-    GROUP BY p.subscription_id
-) AS paid
-WHERE
-    g.subscription_id = paid.subscription_id AND g.kind = 'payment_failure' AND g.state IN ('scheduled', 'active')
-    AND g.starts_at <= paid.occurred_at;
+    (SELECT coalesce(array_agg(subscription_id), '{}') FROM latest) AS subscription_ids;

@@ -1,8 +1,20 @@
 -- Events in: what Stripe told us, and what follows from it.
 
--- name: newest_event()$
--- Up to where events are known: epoch seconds, or null.
-SELECT extract(EPOCH FROM max(created))::bigint FROM billing.stripe_events;
+-- name: read_through(stream)$
+-- Up to where a list of Stripe's has been read: epoch seconds, or null.
+SELECT extract(EPOCH FROM created_through)::bigint FROM billing.stripe_cursors WHERE stream = :stream;
+
+-- name: advance_cursor(stream, now)!
+-- A list was read to its end: the next time it is read from its newest event on. Webhooks move no cursor.
+INSERT INTO billing.stripe_cursors AS c (stream, created_through, updated_at)
+SELECT
+    :stream,
+    max(created) AS created_through,
+    :now AS updated_at
+FROM incoming_stripe_events
+HAVING max(created) IS NOT NULL
+ON CONFLICT (stream) DO UPDATE
+SET created_through = greatest(c.created_through, excluded.created_through), updated_at = excluded.updated_at;
 
 -- name: store_events()!
 -- Events that came in, once each.
@@ -39,8 +51,13 @@ SET object = e.object || jsonb_build_object('failure', f.failure)
 FROM jsonb_to_recordset(cast(:failures AS jsonb)) AS f (invoice text, failure jsonb)
 WHERE e.subject_id = f.invoice AND e.type = 'invoice.payment_failed' AND e.applied_at IS NULL;
 
--- name: lock_unapplied_events()
--- Events that nothing has been made of yet, locked so that two readers do not apply one twice.
+-- name: lock_applying()$
+-- One reader at a time: what follows from an event depends on the others. A statement of its own, so that the next one sees
+-- what the last holder has committed.
+SELECT pg_advisory_xact_lock(hashtextextended('flexpay stripe events', 0));
+
+-- name: unapplied_events()
+-- Events that nothing has been made of yet.
 -- An event about a subscription that is not linked waits until it is.
 SELECT e.stripe_event_id
 FROM billing.stripe_events AS e
@@ -52,16 +69,18 @@ WHERE
         OR (NOT starts_with(e.type, 'invoice.') AND NOT starts_with(e.type, 'customer.subscription.'))
     )
     AND (e.type <> 'invoice.payment_failed' OR e.object ? 'failure')
-ORDER BY e.stripe_event_id
-FOR UPDATE OF e SKIP LOCKED;
+ORDER BY e.stripe_event_id;
 
 -- name: record_payments(events)
--- Each attempt to collect is a payment. The reason of a failure is that of the PaymentIntent event of the same instant;
--- where that has not come, what Stripe answered when asked.
+-- Each attempt to collect is a payment, and an invoice is paid once. (An attempt that somebody asks for has the number of the
+-- one before it: the number alone does not tell them apart.) The reason of a failure is that of the PaymentIntent event of
+-- the same instant; where that has not come, what Stripe answered when asked.
 INSERT INTO billing.payments
 (payment_ref, subscription_id, occurred_at, amount_minor, currency, outcome, failure_class, failure_code, attempt)
 SELECT
-    (e.object ->> 'id') || ':' || tried.attempt AS payment_ref,
+    (e.object ->> 'id')
+    || CASE WHEN tried.failed THEN ':' || tried.attempt || ':' || extract(EPOCH FROM e.created)::bigint ELSE ':paid' END
+        AS payment_ref,
     s.subscription_id,
     e.created,
     CASE WHEN tried.failed THEN (e.object ->> 'amount_due')::bigint ELSE (e.object ->> 'amount_paid')::bigint END AS amount_minor,
@@ -98,27 +117,48 @@ ORDER BY e.created, e.stripe_event_id
 ON CONFLICT (payment_ref) DO NOTHING
 RETURNING payment_id;
 
--- name: correct_reasons(events)!
+-- name: correct_reasons(events)
 -- A PaymentIntent event that came after its invoice event tells the reason of that attempt: what was answered when Stripe
--- was asked may have been the reason of a later one.
-UPDATE billing.payments AS p
-SET
-    failure_class = reason.object ->> 'failure_class',
-    failure_code = coalesce(reason.object ->> 'decline_code', reason.object ->> 'code')
-FROM billing.stripe_events AS e
-INNER JOIN billing.stripe_events AS reason
-    ON
-        e.object #>> '{failure,payment_intent}' = reason.subject_id
-        AND reason.created BETWEEN e.created - interval '2 minutes' AND e.created + interval '2 minutes'
-WHERE
-    reason.stripe_event_id = any(:events)
-    AND reason.type = 'payment_intent.payment_failed'
-    AND e.type = 'invoice.payment_failed'
-    AND e.applied_at IS NOT NULL
-    AND p.payment_ref = (e.object ->> 'id') || ':' || greatest((e.object ->> 'attempt_count')::integer, 1)
-    AND p.outcome = 'failed';
+-- was asked may have been the reason of a later one. The nearest of them counts, in whatever order they come.
+WITH affected AS (
+    SELECT DISTINCT
+        e.created,
+        e.object #>> '{failure,payment_intent}' AS intent,
+        (e.object ->> 'id') || ':' || greatest((e.object ->> 'attempt_count')::integer, 1)
+        || ':' || extract(EPOCH FROM e.created)::bigint AS payment_ref
+    FROM billing.stripe_events AS reason
+    INNER JOIN billing.stripe_events AS e
+        ON
+            e.object #>> '{failure,payment_intent}' = reason.subject_id
+            AND e.created BETWEEN reason.created - interval '2 minutes' AND reason.created + interval '2 minutes'
+    WHERE
+        reason.stripe_event_id = any(:events)
+        AND reason.type = 'payment_intent.payment_failed'
+        AND e.type = 'invoice.payment_failed'
+        AND e.applied_at IS NOT NULL
+)
 
--- name: apply_cancellations(events)!
+UPDATE billing.payments AS p
+SET failure_class = reason.failure_class, failure_code = reason.failure_code
+FROM affected
+CROSS JOIN LATERAL (
+    SELECT
+        near.object ->> 'failure_class' AS failure_class,
+        coalesce(near.object ->> 'decline_code', near.object ->> 'code') AS failure_code
+    FROM billing.stripe_events AS near
+    WHERE
+        near.type = 'payment_intent.payment_failed'
+        AND near.subject_id = affected.intent
+        AND near.created BETWEEN affected.created - interval '2 minutes' AND affected.created + interval '2 minutes'
+    ORDER BY abs(extract(EPOCH FROM near.created - affected.created)), near.stripe_event_id
+    LIMIT 1
+) AS reason
+WHERE
+    p.payment_ref = affected.payment_ref
+    AND (p.failure_class, p.failure_code) IS DISTINCT FROM (reason.failure_class, reason.failure_code)
+RETURNING p.payment_id;
+
+-- name: apply_cancellations(events)
 -- What was canceled at Stripe is canceled here, as of then; an event older than one that was applied changes nothing.
 UPDATE billing.subscriptions AS s
 SET
@@ -141,7 +181,8 @@ FROM (
 WHERE
     s.stripe_subscription_id = gone.subject_id
     AND s.status <> 'canceled'
-    AND (s.stripe_event_at IS NULL OR s.stripe_event_at < gone.created);
+    AND (s.stripe_event_at IS NULL OR s.stripe_event_at < gone.created)
+RETURNING s.subscription_id;
 
 -- name: mark_events(events, now)$
 -- The events are dealt with. Returns how many said something older than what was known of the same subscription.

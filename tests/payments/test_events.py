@@ -6,16 +6,20 @@ import hashlib
 import hmac
 import json
 import random
+import threading
 import time
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
+import stripe as sdk
 from psycopg.pq import TransactionStatus
 
+from flexpay_pipelines.billing import apply_payment_outcomes
 from flexpay_pipelines.clock import FixedClock
-from flexpay_pipelines.database import Connection
+from flexpay_pipelines.database import Connection, opened
 from flexpay_pipelines.errors import BadInput
 from flexpay_pipelines.payments import (
     EventsResult,
@@ -276,3 +280,124 @@ def test_a_signed_body_that_is_no_event_is_refused(payload: bytes) -> None:
 )
 def test_whose_fault_a_failure_is(kind: str | None, decline: str | None, expected: str) -> None:
     assert failure_class(kind, decline) == expected
+
+
+def test_an_invoice_that_a_customer_pays_after_a_failure_is_paid(
+    company: Connection, gateway: StripeGateway, clock: FixedClock, stripe: StripeSandbox
+) -> None:
+    """Such an attempt has the number of the failed one: the number alone would hide that the money came."""
+    stripe.set_decline_rate(1)
+    stripe.advance(NOW + timedelta(days=1, hours=1))
+    stripe.set_decline_rate(0)
+    client = sdk.StripeClient(stripe.api_key, base_addresses={"api": stripe.api_base})
+    owed = client.v1.invoices.list({"status": "open"}).data
+    for invoice in owed:
+        client.v1.invoices.pay(str(invoice.id))
+    _poll(company, gateway, clock)
+    assert len(owed) >= 1
+    assert [(row["outcome"], row["attempt"]) for row in _payments(company)].count(("succeeded", 1)) == len(owed)
+    assert [row["outcome"] for row in _payments(company)].count("failed") == len(owed)
+
+
+def _cursor(billing: Connection) -> Any:
+    row = billing.execute("SELECT created_through FROM billing.stripe_cursors WHERE stream = 'events'").fetchone()
+    return None if row is None else row["created_through"]
+
+
+def test_what_a_webhook_brings_does_not_hide_what_polling_has_not_read(
+    company: Connection, gateway: StripeGateway, clock: FixedClock, stripe: StripeSandbox
+) -> None:
+    stripe.advance(NOW + timedelta(days=2))
+    _poll(company, gateway, clock)
+    read_through = _cursor(company)
+    stripe.advance(NOW + timedelta(days=9))
+    newest = next(event for page in gateway.events(since=None, types=["invoice.paid"]) for event in page)
+    store_events(company, [newest])
+    assert _cursor(company) == read_through
+    _poll(company, gateway, clock)
+    assert len(_payments(company)) == stripe.counts()["events.invoice.paid"] > 3
+    assert _cursor(company) == NOW + timedelta(days=9)
+
+
+def test_the_cursor_stays_where_reading_broke_off(
+    company: Connection, gateway: StripeGateway, clock: FixedClock, stripe: StripeSandbox
+) -> None:
+    stripe.advance(NOW + timedelta(days=2))
+    _poll(company, gateway, clock)
+    read_through = _cursor(company)
+    stripe.advance(NOW + timedelta(days=60))
+    gateway.ping()
+    stripe.order_fault("reset_before", match="GET /v1/events", share=0.5, times=1)
+    with pytest.raises(StripeTransient):
+        for _ in range(20):
+            _poll(company, gateway, clock)
+            company.execute("UPDATE billing.stripe_cursors SET created_through = %s", (read_through,))
+    assert _cursor(company) == read_through
+    _poll(company, gateway, clock)
+    assert len(_payments(company)) == stripe.counts()["events.invoice.paid"]
+
+
+def test_an_event_that_is_listed_late_is_found_in_the_overlap(
+    company: Connection, gateway: StripeGateway, clock: FixedClock, stripe: StripeSandbox
+) -> None:
+    stripe.order_fault("delayed_events", match="invoice.paid", seconds=600)
+    stripe.order_fault("shuffled_events", match="GET /v1/events", times=50)
+    stripe.order_fault("duplicate_events", match="GET /v1/events", times=50)
+    stripe.advance(NOW + timedelta(days=1))
+    _poll(company, gateway, clock)
+    late = stripe.counts()["events.invoice.paid"] - len(_payments(company))
+    assert late == 1
+    stripe.set_clock(stripe.now() + timedelta(seconds=601))
+    _poll(company, gateway, clock)
+    assert len(_payments(company)) == stripe.counts()["events.invoice.paid"]
+
+
+def test_after_a_month_without_a_poll_somebody_is_told(
+    company: Connection, gateway: StripeGateway, clock: FixedClock, stripe: StripeSandbox
+) -> None:
+    stripe.advance(NOW + timedelta(days=2))
+    _poll(company, gateway, clock)
+    clock.advance(timedelta(days=40))
+    said: list[str] = []
+    poll_events(company, gateway, clock=clock, apply=Applied(), progress=said.append)
+    assert any("flexpay reconcile" in sentence for sentence in said)
+
+
+def test_two_readers_take_turns(
+    company: Connection, billing_url: str, gateway: StripeGateway, clock: FixedClock, stripe: StripeSandbox
+) -> None:
+    """What follows from an older failure depends on the payment that the other reader is recording just now."""
+    stripe.set_decline_rate(1)
+    stripe.advance(NOW + timedelta(days=1))
+    stripe.set_decline_rate(0)
+    stripe.advance(NOW + timedelta(days=3))
+    events = [event for page in gateway.events(since=None, types=TYPES) for event in page]
+    paid = [event for event in events if event["type"] == "invoice.paid"]
+    effects = partial(apply_payment_outcomes, clock=clock, grace_days=7)
+    inside, go_on = threading.Event(), threading.Event()
+
+    def slowly(connection: Connection, payments: Sequence[int]) -> None:
+        effects(connection, payments)
+        inside.set()
+        assert go_on.wait(30)
+
+    def read(apply: Any) -> None:
+        with opened(billing_url, purpose="test reader") as connection:
+            apply_events(connection, gateway, clock=clock, apply=apply)
+
+    store_events(company, paid)
+    first = threading.Thread(target=read, args=(slowly,))
+    first.start()
+    assert inside.wait(30)
+    store_events(company, events)
+    second = threading.Thread(target=read, args=(effects,))
+    second.start()
+    until = time.monotonic() + 30
+    waiting = "SELECT count(*) AS n FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    while company.execute(waiting.encode()).fetchone() != {"n": 1}:
+        assert time.monotonic() < until
+    go_on.set()
+    for reader in (first, second):
+        reader.join(30)
+    statuses = {row["status"] for row in company.execute("SELECT status FROM billing.subscriptions")}
+    assert statuses == {"active"}, "each failure was made good before it became known"

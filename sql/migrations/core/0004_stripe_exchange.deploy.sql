@@ -19,6 +19,10 @@ CREATE INDEX IF NOT EXISTS stripe_commands_queue ON billing.stripe_commands (com
 -- squawk-ignore require-concurrent-index-creation
 CREATE INDEX IF NOT EXISTS stripe_commands_parked ON billing.stripe_commands (command_id) WHERE state = 'parked';
 
+-- What is known of one subscription or payment intent.
+-- squawk-ignore require-concurrent-index-creation
+CREATE INDEX IF NOT EXISTS stripe_events_subject ON billing.stripe_events (subject_id, created);
+
 -- What an earlier revert set aside comes back.
 DO $$
 BEGIN

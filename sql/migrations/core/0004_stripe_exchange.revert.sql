@@ -7,6 +7,8 @@ CREATE TABLE archive.stripe_command_alerts (
 INSERT INTO archive.stripe_command_alerts (command_id, alert, alerted_at)
 SELECT command_id, alert, alerted_at FROM billing.stripe_commands WHERE alert IS NOT NULL;
 -- squawk-ignore require-concurrent-index-deletion
+DROP INDEX billing.stripe_events_subject;
+-- squawk-ignore require-concurrent-index-deletion
 DROP INDEX billing.stripe_commands_parked;
 -- squawk-ignore require-concurrent-index-deletion
 DROP INDEX billing.stripe_commands_queue;

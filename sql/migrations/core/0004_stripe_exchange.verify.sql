@@ -9,6 +9,7 @@ BEGIN
     FROM (VALUES
         ('billing.stripe_commands_queue', 'billing.stripe_commands'),
         ('billing.stripe_commands_parked', 'billing.stripe_commands'),
+        ('billing.stripe_events_subject', 'billing.stripe_events'),
         ('billing.stripe_cursors_pkey', 'billing.stripe_cursors')
     ) AS wanted (name, tab)
     WHERE NOT EXISTS (
