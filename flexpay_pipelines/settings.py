@@ -6,16 +6,19 @@ What belongs here: every FLEXPAY_ variable, what it means, what it may be. What 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AwareDatetime, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from flexpay_pipelines.errors import ConfigurationError
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PREFIX = "FLEXPAY_"
+# Up to 999 months, and an amount that PostgreSQL's bigint holds.
+MILESTONE = re.compile(r"([1-9][0-9]{0,2})\s*:\s*([1-9][0-9]{0,17})", re.ASCII)
 
 
 class Settings(BaseSettings):
@@ -70,8 +73,32 @@ class Settings(BaseSettings):
     pause_grace_days: int = Field(
         default=7, ge=1, description="Days from a failed payment until the subscription is suspended."
     )
+    pause_max_days: int = Field(default=90, ge=1, description="Days that a pause of a customer's may last at most.")
+    pause_max_per_year: int = Field(default=4, ge=1, description="Pauses that a customer may begin within 365 days.")
     pause_moves_next_payment: bool = Field(
         default=True, description="Whether the next payment date moves by the time a subscription was paused."
+    )
+
+    loyalty_rewards: Annotated[dict[int, int], NoDecode] = Field(
+        default={12: 500, 24: 1000, 36: 1500},
+        description="Credit by months of tenure, minor units of the customer's currency: 12:500,24:1000, or none.",
+    )
+    loyalty_since: AwareDatetime | None = Field(
+        default=None,
+        description="Milestones of tenure before this time (ISO-8601 with offset) are not rewarded; "
+        "unset: since the rewards were deployed.",
+    )
+    referral_reward_minor: int = Field(
+        default=500, ge=1, description="Credit for bringing a customer, where no other amount is named; minor units."
+    )
+    referral_months: int = Field(
+        default=3,
+        ge=0,
+        le=120,
+        description="Months within which a referral is taken back if its customer leaves; 0: never.",
+    )
+    reward_lifetime_days: int = Field(
+        default=365, ge=0, le=36_500, description="Days until credit that names no other expiry runs out; 0: never."
     )
 
     reporting_currency: str = Field(
@@ -111,6 +138,19 @@ class Settings(BaseSettings):
     api_response_alert_seconds: float = Field(
         default=2.0, gt=0, description="Response time of Stripe's API, in seconds, that raises an alert."
     )
+
+    @field_validator("loyalty_rewards", mode="before")
+    @classmethod
+    def _milestones(cls, value: object) -> object:
+        # Not JSON: its quotes and braces do not survive a shell that reads the file.
+        if not isinstance(value, str):
+            return value
+        texts = [] if value.strip() == "none" else value.split(",")
+        pairs = [MILESTONE.fullmatch(text.strip()) for text in texts]
+        rewards = {int(pair[1]): int(pair[2]) for pair in pairs if pair}
+        if len(rewards) < len(pairs):
+            raise ValueError("months:amount pairs are expected, such as 12:500,24:1000, each month once, all above 0")
+        return rewards
 
     @field_validator("billing_url", "control_url")
     @classmethod
@@ -195,6 +235,7 @@ def template() -> str:
         # The template is for production, where the default (a laptop) would embed its own databases.
         shown = "production" if name == "environment" else shown
         shown = str(shown).lower() if isinstance(shown, bool) else shown
+        shown = ",".join(f"{key}:{item}" for key, item in shown.items()) if isinstance(shown, dict) else shown
         lines += ["", f"# {field.description}", f"{variable(name)}={shown}" if shown != "" else f"# {variable(name)}="]
     return "\n".join(lines) + "\n"
 
