@@ -38,8 +38,12 @@ def cluster() -> Iterator[Cluster]:
         yield running
 
 
-def _template(cluster: Cluster, name: str, database: str) -> str:
-    components = [component.name for component in COMPONENTS.values() if component.database == database]
+def _components(database: str) -> list[str]:
+    return [component.name for component in COMPONENTS.values() if component.database == database]
+
+
+def make_template(cluster: Cluster, name: str, components: list[str]) -> str:
+    """A new database with these components, to be filled, closed and cloned."""
     with psycopg.connect(cluster.url(), autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     done = deploy(cluster.url(name), components, record=lambda step: LOG.debug(step.title), progress=LOG.debug)
@@ -47,7 +51,8 @@ def _template(cluster: Cluster, name: str, database: str) -> str:
     return name
 
 
-def _clone(cluster: Cluster, template: str) -> Iterator[str]:
+def clone(cluster: Cluster, template: str) -> Iterator[str]:
+    """The URL of a copy of a template, there until the iterator goes on."""
     name = f"test_{uuid4().hex}"
     identifier = sql.Identifier(name)
     with psycopg.connect(cluster.url(), autocommit=True) as connection:
@@ -59,25 +64,25 @@ def _clone(cluster: Cluster, template: str) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def billing_template(cluster: Cluster) -> str:
     """A database with every billing component at its newest revision."""
-    return _template(cluster, "billing_template", BILLING)
+    return make_template(cluster, "billing_template", _components(BILLING))
 
 
 @pytest.fixture(scope="session")
 def control_template(cluster: Cluster) -> str:
     """A database with the control plane's component."""
-    return _template(cluster, "control_template", CONTROL)
+    return make_template(cluster, "control_template", _components(CONTROL))
 
 
 @pytest.fixture
 def billing_url(cluster: Cluster, billing_template: str) -> Iterator[str]:
     """The URL of a fresh billing database."""
-    yield from _clone(cluster, billing_template)
+    yield from clone(cluster, billing_template)
 
 
 @pytest.fixture
 def control_url(cluster: Cluster, control_template: str) -> Iterator[str]:
     """The URL of a fresh control database."""
-    yield from _clone(cluster, control_template)
+    yield from clone(cluster, control_template)
 
 
 @pytest.fixture

@@ -131,7 +131,7 @@ def _measure(subscriptions: int, rounds: int) -> list[Ratio]:
                 seconds["starts"].append(_timed(lambda c=connection: _ours(c, NOON, due)))  # type: ignore[misc]
                 seconds["ends"].append(_timed(lambda c=connection: _ours(c, LATER, due)))  # type: ignore[misc]
         after = _megabytes()
-        few_due_at = NOON - (due - FEW) * APART
+        few_due_at = NOON - (due - FEW + 1) * APART
         with opened(cluster.url(), purpose="bench") as connection:
             few = _timed(lambda: _ours(connection, few_due_at, FEW))
     median = {name: statistics.median(taken) for name, taken in seconds.items()}
