@@ -10,7 +10,7 @@ behind, and the next sweep does the rest. Transitions carry the time at which th
 What Stripe is told: a customer or admin pause that starts: `pause` until its end; that ends: `resume`. A grace period
 that starts: nothing, Stripe keeps retrying. One that runs out: `pause` without an end, so that no new invoice is made
 while the invoices that exist stay payable; a payment brings the subscription back. A pause that began and ended since
-the last sweep: nothing, both events are in history.
+the last sweep: only that the payment has moved; both events are in history.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ def start_pauses(
     """Start these pauses, where due, inside the caller's transaction (for this package).
 
     Args:
-        passed: those that are over by `up_to`, and only those; Stripe is not told of them.
+        passed: those that are over by `up_to`, and only those; Stripe is not told that they began.
     """
     row: dict[str, Any] = queries("billing_sweep").start_due_pauses(
         connection, pause_ids=pause_ids, up_to=up_to, passed=passed, pause_mode=policy.pause_mode

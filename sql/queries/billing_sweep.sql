@@ -138,7 +138,7 @@ SELECT
 
 -- name: end_due_pauses(pause_ids, up_to, quiet, pause_mode, move_next_payment)^
 -- End these pauses, where they are still due: customer and admin pauses resume, a grace period that ran out suspends.
--- Quiet: Stripe never heard of the start, so it is not told of the end either; of a suspension it is always told.
+-- Quiet: Stripe never heard of the start, so it is told of no end, only of the payment that moved; of a suspension always.
 -- Rare lookups (time zone, frequency: a column that need not be deployed) are made only for the rows that need them.
 WITH due AS MATERIALIZED (
     SELECT
@@ -213,7 +213,8 @@ changed AS (
         AND s.status = CASE WHEN planned.kind = 'payment_failure' THEN 'past_due' ELSE 'paused' END
     RETURNING
         s.subscription_id, s.version, s.stripe_subscription_id, s.next_payment_at, planned.kind, planned.moved,
-        planned.status AS was, CASE WHEN planned.kind = 'payment_failure' THEN 'pause' ELSE 'resume' END AS operation
+        planned.status AS was,
+        CASE WHEN planned.kind = 'payment_failure' THEN 'pause' WHEN :quiet THEN 'move_payment' ELSE 'resume' END AS operation
 ),
 
 marked AS (
@@ -231,6 +232,7 @@ told AS (
         operation,
         CASE
             WHEN kind = 'payment_failure' THEN jsonb_build_object('mode', cast(:pause_mode AS text), 'resumes_at', NULL)
+            WHEN :quiet THEN jsonb_build_object('next_payment_at', next_payment_at)
             -- Stripe is resumed in the way in which it was paused, also when the setting has changed in between.
             -- (No ORDER BY … LIMIT 1 over the key: where statistics lag, that is planned as a walk through the whole outbox.)
             ELSE jsonb_build_object('mode', coalesce((
@@ -243,7 +245,7 @@ told AS (
             END
         END AS parameters
     FROM changed
-    WHERE stripe_subscription_id IS NOT NULL AND (kind = 'payment_failure' OR NOT :quiet)
+    WHERE stripe_subscription_id IS NOT NULL AND (kind = 'payment_failure' OR NOT :quiet OR moved)
     RETURNING command_id
 ),
 

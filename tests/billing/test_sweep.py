@@ -60,14 +60,15 @@ def test_a_second_sweep_finds_nothing(billing: Connection) -> None:
     assert len(events(billing)) == len(commands(billing)) == 1
 
 
-def test_a_pause_that_passed_while_down_is_in_history_and_not_at_stripe(billing: Connection) -> None:
+def test_a_pause_that_passed_while_down_only_moves_the_payment_at_stripe(billing: Connection) -> None:
     make_company(billing)
     add_pause(billing, "s1", NOON - 5 * HOUR, NOON - 2 * HOUR)
     result = sweep(billing)
-    assert (result.started, result.ended, result.commands, result.oldest_lag) == (1, 1, 0, 5 * HOUR)
+    assert (result.started, result.ended, result.commands, result.oldest_lag) == (1, 1, 1, 5 * HOUR)
     assert events(billing) == [("paused", NOON - 5 * HOUR), ("resumed", NOON - 2 * HOUR)]
-    assert commands(billing) == []
-    assert subscription(billing)["next_payment_at"] == datetime(2026, 3, 31, 13, tzinfo=UTC)
+    moved = datetime(2026, 3, 31, 13, tzinfo=UTC)
+    assert commands(billing) == [("move_payment", {"next_payment_at": moved.isoformat()})]
+    assert subscription(billing)["next_payment_at"] == moved
 
 
 def test_several_pauses_of_one_subscription_happen_in_order(billing: Connection) -> None:
@@ -79,7 +80,7 @@ def test_several_pauses_of_one_subscription_happen_in_order(billing: Connection)
     assert (result.started, result.ended) == (3, 2)
     assert [at for _, at in events(billing)] == [NOON - hours * HOUR for hours in (9, 8, 5, 1, 1)]
     assert [event for event, _ in events(billing)] == ["paused", "resumed", "paused", "resumed", "paused"]
-    assert [operation for operation, _ in commands(billing)] == ["pause"]
+    assert [operation for operation, _ in commands(billing)] == ["move_payment", "move_payment", "pause"]
 
 
 def test_a_grace_period_that_runs_out_suspends(billing: Connection) -> None:
@@ -232,7 +233,7 @@ def test_two_sweeps_at_once_do_each_transition_once(billing_url: str, billing: C
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(run, range(4)))
     sweep(billing)
-    assert billing.execute("SELECT count(*) AS n FROM billing.stripe_commands").fetchone() == {"n": 200}
+    assert billing.execute("SELECT count(*) AS n FROM billing.stripe_commands").fetchone() == {"n": 400}
     assert sum(started for started, _ in results) == 400
     assert sum(ended for _, ended in results) == 200
     for number in (1, 2, 399, 400):
@@ -311,7 +312,7 @@ def test_a_killed_sweep_is_finished_once_by_the_next(billing_url: str, billing: 
         " WHERE event <> 'started' GROUP BY event ORDER BY event"
     ).fetchall()
     assert [tuple(row.values()) for row in counts] == [("paused", 40, 40), ("resumed", 20, 20)]
-    assert billing.execute("SELECT count(*) AS n FROM billing.stripe_commands").fetchone() == {"n": 20}
+    assert billing.execute("SELECT count(*) AS n FROM billing.stripe_commands").fetchone() == {"n": 40}
 
 
 def test_an_open_ended_pause_starts_and_waits(billing: Connection) -> None:
