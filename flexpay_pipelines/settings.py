@@ -189,6 +189,16 @@ class Settings(BaseSettings):
         """
         return self._required("control_url", self.control_url)
 
+    @property
+    def webhook_secrets(self) -> tuple[str, ...]:
+        """The signing secrets of the webhook endpoint: one, or two while it is replaced.
+
+        Raises:
+            ConfigurationError: unset.
+        """
+        written = self._required("stripe_webhook_secret", self.stripe_webhook_secret)
+        return tuple(secret.strip() for secret in written.split(",") if secret.strip())
+
     @staticmethod
     def _required(name: str, value: SecretStr | None) -> str:
         if value is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from flexpay_pipelines.billing.due_changes import apply_changes_before_payments
 from flexpay_pipelines.billing.features import feature_enabled, has_table
 from flexpay_pipelines.billing.sweep import PAUSES
 from flexpay_pipelines.clock import Clock
@@ -36,10 +37,10 @@ def apply_payment_outcomes(
     """Let newly recorded payments act on their subscriptions: set-based, idempotent, in one transaction.
 
     All that is known of a subscription's attempts decides, whichever of them are named and in whatever order they
-    became known. The latest failed: active (or on trial) becomes past due. The latest succeeded: past due or suspended becomes
-    active. Where pauses are on, each row of failures has one grace period of `grace_days` from its first failure on,
-    which ends early with a success or a cancellation. Each success moves the next payment date on. A canceled
-    subscription stays so.
+    became known. The latest failed: active (or on trial) becomes past due. The latest succeeded: past due or suspended
+    becomes active. Where pauses are on, each row of failures has one grace period of `grace_days` from its first
+    failure on, which ends early with a success or a cancellation. Each success moves the next payment date on. A
+    canceled subscription stays so.
 
     Args:
         pause_mode: how Stripe is resumed where no pause command says how it was paused.
@@ -50,6 +51,8 @@ def apply_payment_outcomes(
     ids = list(payment_ids)
     now = clock.now()
     with connection.transaction():
+        # The payment of a period belongs to the terms that came with it.
+        apply_changes_before_payments(connection, ids, clock=clock)
         failed: int = sql.apply_failed_payments(connection, payment_ids=ids)
         succeeded = sql.apply_succeeded_payments(connection, payment_ids=ids, pause_mode=pause_mode)
         close_grace_periods(connection, succeeded["subscription_ids"], clock=clock)

@@ -5,15 +5,29 @@ What belongs here: the commands over the exchange with Stripe. What does not: it
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from flexpay_pipelines.cli.output import AsJson, PlanOnly, Yes, plain, planned, say, show
 from flexpay_pipelines.cli.runs import instance, require, run_job
+from flexpay_pipelines.cli.sockets import LOOPBACK, listening
 from flexpay_pipelines.defs.resources import session
-from flexpay_pipelines.errors import BadInput
+from flexpay_pipelines.errors import BadInput, disk_errors
+from flexpay_pipelines.payments.webhook import PATH
 
+STOP_SECONDS = 10
+MOST_AT_ONCE = 200
+WEBHOOK_EXAMPLES = """
+Examples:
+
+- `FLEXPAY_STRIPE_WEBHOOK_SECRET=whsec_… flexpay webhook` : behind a proxy on the same machine
+
+- `flexpay webhook --socket /run/flexpay/webhook.sock`
+
+- `stripe listen --forward-to localhost:8722/stripe/webhook` sends it the events of a test account
+"""
 PARKED = ("command_id", "subscription_ref", "operation", "reason")
 
 stripe = typer.Typer(help="What waits to be told to Stripe, and what it refused.", no_args_is_help=True)
@@ -22,6 +36,7 @@ stripe = typer.Typer(help="What waits to be told to Stripe, and what it refused.
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.add_typer(stripe, name="stripe")
+    app.command("webhook", epilog=WEBHOOK_EXAMPLES)(webhook)
 
 
 @stripe.command("parked", epilog="Example: `flexpay stripe parked --json`")
@@ -74,3 +89,31 @@ def deliver(plan: PlanOnly = False, yes: Yes = False, as_json: AsJson = False) -
             outcome = require(run_job("deliver_stripe_commands", on=on))
             result = outcome.outputs["billing/stripe_delivery"]
             show({"run_id": outcome.run_id, **result}, as_json=as_json, title="Delivered")
+
+
+def webhook(
+    host: Annotated[str, typer.Option(help="Address to listen on; others than loopback need TLS in front.")] = LOOPBACK,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8722,
+    socket: Annotated[Path | None, typer.Option(help="Listen on this Unix socket instead.", show_default=False)] = None,
+) -> None:
+    """Take Stripe's events in as they happen, until Ctrl-C or SIGTERM; the exchange every five minutes goes on."""
+    import uvicorn
+
+    from flexpay_pipelines.defs.payments import webhook_of
+
+    with session("webhook") as opened:
+        application = webhook_of(opened)
+        with disk_errors("opening the webhook's socket"), listening(host, port, socket) as (listener, where):
+            configuration = uvicorn.Config(
+                application, log_level="warning", access_log=False, lifespan="on", server_header=False,
+                timeout_graceful_shutdown=STOP_SECONDS, limit_concurrency=MOST_AT_ONCE,
+            )  # fmt: skip
+            server = uvicorn.Server(configuration)
+            say(f"Stripe's webhooks are taken in at {where}{PATH}. Ctrl-C stops it.")
+            try:
+                server.run(sockets=[listener])
+            except (KeyboardInterrupt, SystemExit):
+                # The server has stopped already, and hands the signal on: that was what was asked for.
+                if not server.should_exit:
+                    raise
+    say("The webhook has stopped; the exchange every five minutes still brings every event.")

@@ -15,10 +15,12 @@ from flexpay_pipelines.clock import Clock
 from flexpay_pipelines.defs.billing import PAUSE_SWEEP
 from flexpay_pipelines.defs.migrations import schema_key
 from flexpay_pipelines.defs.presentation import figures, table
-from flexpay_pipelines.defs.resources import FlexPay, Step
+from flexpay_pipelines.defs.resources import FlexPay, Session, Step
 from flexpay_pipelines.settings import Settings
 
 if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
     from flexpay_pipelines.payments import DeliveryResult, EventsResult
     from flexpay_pipelines.payments.events import Effects
 
@@ -65,6 +67,25 @@ def payment_effects(settings: Settings, clock: Clock) -> "Effects":
 
     return partial(
         apply_payment_outcomes, clock=clock, grace_days=settings.pause_grace_days, pause_mode=settings.stripe_pause_mode
+    )
+
+
+def webhook_of(session: Session) -> "Starlette":
+    """The webhook's application under the settings; what follows from an event is what follows from a polled one.
+
+    Raises:
+        ConfigurationError: no signing secret is set.
+    """
+    from flexpay_pipelines.database import BILLING, opened
+    from flexpay_pipelines.payments import apply_events
+    from flexpay_pipelines.payments.webhook import webhook_application
+
+    settings, clock = session.settings, session.clock
+    effects = payment_effects(settings, clock)
+    return webhook_application(
+        secrets=settings.webhook_secrets,
+        connections=partial(opened, settings.billing, purpose="webhook", role=BILLING),
+        follow=lambda connection: apply_events(connection, session.gateway, clock=clock, apply=effects),
     )
 
 

@@ -5,7 +5,7 @@ subscription changes (`billing`), the stand-in for Stripe (`sandbox`).
 """
 
 from flexpay_pipelines.payments.delivery import DeliveryResult, deliver_commands, pending_commands
-from flexpay_pipelines.payments.events import EventsResult, apply_events, poll_events, store_events
+from flexpay_pipelines.payments.events import EventsResult, apply_events, poll_events, store_event, store_events
 from flexpay_pipelines.payments.failures import StripePermanent, StripeRefusesUs, StripeTransient, failure_class
 from flexpay_pipelines.payments.linking import link_subscriptions
 from flexpay_pipelines.payments.mending import MendPolicy, MendResult, mend_differences
@@ -42,5 +42,6 @@ __all__ = [
     "poll_events",
     "reconcile",
     "retry_parked",
+    "store_event",
     "store_events",
 ]

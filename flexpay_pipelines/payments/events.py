@@ -101,12 +101,21 @@ def poll_events(
 
 
 def store_events(connection: Connection, events: Iterable[Object]) -> tuple[int, int]:
-    """Store events as Stripe sends them, without card data, as a webhook brings them.
+    """Store events as Stripe sends them, without card data; no cursor moves.
 
     Returns:
         How many came, and how many of them were new.
     """
     return _store(connection, events, read_at=None)
+
+
+def store_event(connection: Connection, event: Object) -> bool:
+    """Store one event, as a webhook brings it; returns whether it was new."""
+    ((identifier, kind, created, subject, kept),) = _rows([event])
+    stored: int = queries("payments_events").store_event(
+        connection, stripe_event_id=identifier, type=kind, created=created, subject_id=subject, object=kept
+    )
+    return stored > 0
 
 
 def _store(connection: Connection, events: Iterable[Object], *, read_at: datetime | None) -> tuple[int, int]:

@@ -175,6 +175,7 @@ class StripeGateway:
         *,
         item: Object,
         proration: str,
+        proration_date: int | None = None,
         keep_date: int | None,
         key: str,
     ) -> None:
@@ -183,11 +184,13 @@ class StripeGateway:
         Args:
             item: `{"id": …, "price": …}` or `{"id": …, "price_data": …}`.
             proration: `create_prorations` or `none`.
+            proration_date: prorate as of this instant (epoch seconds), not as of the call.
             keep_date: the next payment stays at this instant (epoch seconds), unbilled until then. Without it, another
                 interval begins, and is billed, at once.
         """
         kept = {} if keep_date is None else _until(keep_date)
-        self._update(identifier, {"items": [item], "proration_behavior": proration, **kept}, key)
+        dated = {} if proration_date is None else {"proration_date": proration_date}
+        self._update(identifier, {"items": [item], "proration_behavior": proration, **dated, **kept}, key)
 
     def change_quantity(self, identifier: str, *, item: str, quantity: int, key: str) -> None:
         """Put another quantity on the subscription's item (its id), from the next invoice on."""
@@ -275,28 +278,49 @@ def _retry_after(error: stripe.StripeError) -> float | None:
     return float(value) if value is not None and str(value).isdigit() else None
 
 
-def construct_event(payload: bytes, signature: str | None, secret: str) -> Object:
+def construct_event(payload: bytes, signature: str | None, secrets: Sequence[str]) -> Object:
     """The event in a webhook's raw body, its signature and its age (5 minutes at most) verified.
 
     Args:
         payload: the body exactly as it came.
         signature: the header `Stripe-Signature`.
-        secret: the endpoint's signing secret.
+        secrets: the endpoint's signing secrets; one of them must fit.
 
     Raises:
         BadInput: the signature is missing, wrong or too old, or the body is no event.
     """
     import stripe  # noqa: PLC0415 - the code location loads without it
 
+    refusal: Exception | None = None
+    for secret in secrets:
+        try:
+            stripe.WebhookSignature.verify_header(payload, signature, secret, stripe.Webhook.DEFAULT_TOLERANCE)
+            return _event(payload)
+        except stripe.SignatureVerificationError as error:
+            refusal = error
+        except UnicodeDecodeError as error:
+            raise BadInput("The webhook's body is not JSON: nothing was taken in.") from error
+    said = getattr(refusal, "user_message", None) or refusal or "there is no secret"
+    raise BadInput(f"The webhook is not signed by Stripe with the secret of its endpoint: {said}") from refusal
+
+
+def _event(payload: bytes) -> Object:
     try:
-        stripe.WebhookSignature.verify_header(payload, signature, secret, stripe.Webhook.DEFAULT_TOLERANCE)
         event = json.loads(payload)
-    except stripe.SignatureVerificationError as error:
-        raise BadInput(
-            f"The webhook is not signed by Stripe with the secret of its endpoint: {error.user_message or error}"
-        ) from error
     except ValueError as error:
         raise BadInput("The webhook's body is not JSON: nothing was taken in.") from error
-    if not isinstance(event, dict) or event.get("object") != "event":
+    if not isinstance(event, dict) or event.get("object") != "event" or not _is_complete(event):
         raise BadInput("The webhook's body is not a Stripe event: nothing was taken in.")
     return event
+
+
+def _is_complete(event: Object) -> bool:
+    data = event.get("data")
+    subject = data.get("object") if isinstance(data, dict) else None
+    return (
+        isinstance(event.get("id"), str)
+        and isinstance(event.get("type"), str)
+        and isinstance(event.get("created"), int)
+        and isinstance(subject, dict)
+        and isinstance(subject.get("id"), str)
+    )

@@ -135,6 +135,7 @@ wanted AS MATERIALIZED (
     SELECT
         e.subscription_id,
         s.status,
+        s.canceled_at,
         e.refs,
         f.payment_id,
         'grace-' || f.payment_ref AS pause_ref,
@@ -161,17 +162,23 @@ moved AS (
     SET
         pause_ref = placed.pause_ref, starts_at = placed.starts_at, reason = placed.reason,
         ends_at = CASE WHEN g.starts_at = placed.starts_at THEN g.ends_at ELSE placed.ends_at END,
-        state = CASE WHEN g.starts_at = placed.starts_at OR g.state = 'completed' THEN g.state ELSE placed.state END,
+        state = CASE
+            WHEN g.state = 'canceled' THEN placed.state
+            WHEN g.starts_at = placed.starts_at OR g.state = 'completed' THEN g.state
+            ELSE placed.state
+        END,
         version = g.version + 1, changed_at = :now
     FROM placed
     WHERE
         g.subscription_id = placed.subscription_id AND g.kind = 'payment_failure' AND g.pause_ref = any(placed.refs)
-        AND g.state <> 'canceled'
+        -- Not one that somebody has canceled; one that seemed to begin after the subscription's end begins earlier after all.
+        AND (g.state <> 'canceled' OR g.starts_at >= placed.canceled_at)
         AND (g.pause_ref, g.starts_at, g.reason) IS DISTINCT FROM (placed.pause_ref, placed.starts_at, placed.reason)
         AND NOT EXISTS (
             SELECT 1 FROM billing.subscription_pauses AS other
             WHERE
-                other.subscription_id = g.subscription_id AND other.pause_id <> g.pause_id
+                placed.state = 'active' AND g.state <> 'completed'
+                AND other.subscription_id = g.subscription_id AND other.pause_id <> g.pause_id
                 AND other.state IN ('scheduled', 'active')
                 AND tstzrange(other.starts_at, other.ends_at) && tstzrange(placed.starts_at, placed.ends_at)
         )

@@ -29,6 +29,16 @@ FROM incoming_stripe_events
 ORDER BY stripe_event_id
 ON CONFLICT (stripe_event_id) DO NOTHING;
 
+-- name: store_event(stripe_event_id, type, created, subject_id, object)!
+-- One event, once.
+INSERT INTO billing.stripe_events (stripe_event_id, type, created, subject_id, object)
+VALUES (:stripe_event_id, :type, :created, :subject_id, cast(:object AS jsonb))
+ON CONFLICT (stripe_event_id) DO NOTHING;
+
+-- name: limit_statements(milliseconds)$
+-- A statement of this session that takes longer fails.
+SELECT set_config('statement_timeout', :milliseconds, FALSE);
+
 -- name: failures_without_reason()
 -- Failed invoices, not applied yet, whose PaymentIntent is not known: Stripe must be asked which one it is, and why.
 SELECT DISTINCT e.subject_id AS invoice
@@ -160,6 +170,8 @@ RETURNING p.payment_id;
 
 -- name: apply_cancellations(events)
 -- What was canceled at Stripe is canceled here, as of then; an event older than one that was applied changes nothing.
+-- The ledger is read by occurred_at: where it knows something later already (an open invoice was tried after the end), the
+-- cancellation is dated after that, or the subscription would look alive.
 UPDATE billing.subscriptions AS s
 SET
     status = 'canceled',
@@ -167,7 +179,9 @@ SET
     next_payment_at = NULL,
     stripe_event_at = gone.created,
     version = s.version + 1,
-    changed_at = gone.ended_at,
+    changed_at = greatest(gone.ended_at, (
+        SELECT max(e.occurred_at) FROM billing.subscription_events AS e WHERE e.subscription_id = s.subscription_id
+    )),
     change_reason = 'canceled at Stripe'
 FROM (
     SELECT DISTINCT ON (e.subject_id)

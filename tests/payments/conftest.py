@@ -86,8 +86,8 @@ def fill(billing: Connection, number: int = 20) -> None:
         INSERT INTO billing.subscriptions
             (subscription_ref, customer_id, plan, status, amount_minor, currency, payment_frequency, started_at,
              billing_anchor, next_payment_at, changed_at)
-        SELECT 's' || n, c.customer_id, p.plan, 'active', p.amount_minor, c.currency, p.payment_frequency, due, due,
-               due, %(now)s
+        SELECT 's' || n, c.customer_id, p.plan, 'active', p.amount_minor, c.currency, p.payment_frequency,
+               %(now)s, due, due, %(now)s
         FROM generate_series(1, %(number)s) AS n
         JOIN billing.customers AS c ON c.customer_ref = 'c' || n
         JOIN billing.plan_prices AS p

@@ -56,8 +56,9 @@ def _live(company: Connection, gateway: StripeGateway, sandbox: StripeSandbox, s
     alive = [f"s{number}" for number in range(1, 21)]
     for day in range(1, DAYS + 1):
         sandbox.advance(NOW + timedelta(days=day))
+        living = {stripe_id(company, ref) for ref in alive}
         for invoice in client.v1.invoices.list({"status": "open", "limit": 100}).data:
-            if chance.random() < 0.1:
+            if chance.random() < 0.1 and _subscription_of(invoice) in living:
                 _pay(client, str(invoice.id))
         if day % 6 == 0:
             gateway.cancel(stripe_id(company, alive.pop(chance.randrange(len(alive)))), key=f"cancel {day}")
@@ -68,6 +69,12 @@ def _live(company: Connection, gateway: StripeGateway, sandbox: StripeSandbox, s
                 gateway.pause(someone, mode=mode, resumes_at=None, key=f"pause {day}")
     sandbox.set_clock(END)
     return tuple(event for page in gateway.events(since=None, types=TYPES) for event in page)[::-1]
+
+
+def _subscription_of(invoice: sdk.Invoice) -> str:
+    assert invoice.parent is not None
+    assert invoice.parent.subscription_details is not None
+    return str(invoice.parent.subscription_details.subscription)
 
 
 def _pay(client: sdk.StripeClient, invoice: str) -> None:
@@ -163,6 +170,28 @@ def test_one_history_told_in_any_order_ends_the_same(
     company: Connection, gateway: StripeGateway, stripe: StripeSandbox
 ) -> None:
     _in_any_order(company, gateway, stripe, seed=1, examples=12)
+
+
+def test_an_invoice_that_is_tried_after_the_end_does_not_revive_a_subscription(
+    company: Connection, gateway: StripeGateway, stripe: StripeSandbox
+) -> None:
+    client = sdk.StripeClient(stripe.api_key, base_addresses={"api": stripe.api_base}, max_network_retries=0)
+    stripe.set_decline_rate(1)
+    stripe.advance(NOW + timedelta(days=1, hours=1))
+    (invoice,) = client.v1.invoices.list({"status": "open"}).data
+    gateway.cancel(_subscription_of(invoice), key="end")
+    stripe.advance(NOW + timedelta(days=1, hours=5))
+    _pay(client, str(invoice.id))
+    stripe.set_decline_rate(0)
+    events = [event for page in gateway.events(since=None, types=TYPES) for event in page]
+    in_order = _tell(company, gateway, [(event,) for event in reversed(events)])
+    backwards = _tell(company, gateway, [(event,) for event in events])
+    for found in (in_order, backwards):
+        _check_ledger(found)
+        assert [row["state"] for row in found["grace periods"]] == ["completed"]
+        assert len(found["payments"]) == 2
+    assert in_order["subscriptions"] == backwards["subscriptions"]
+    assert in_order["grace periods"] == backwards["grace periods"]
 
 
 @pytest.mark.soak

@@ -236,7 +236,7 @@ def test_a_webhook_is_taken_in_by_its_raw_body(
     stripe.advance(NOW + timedelta(days=2))
     event = next(event for page in gateway.events(since=None, types=["invoice.paid"]) for event in page)
     payload = json.dumps(event, indent=1).encode()
-    received = construct_event(payload, _signature(payload, int(time.time())), SECRET)
+    received = construct_event(payload, _signature(payload, int(time.time())), [SECRET])
     assert store_events(company, [received]) == (1, 1)
     assert store_events(company, [received]) == (1, 0)
     assert apply_events(company, gateway, clock=clock, apply=Applied()).payments_recorded == 1
@@ -257,13 +257,13 @@ def test_a_webhook_that_stripe_did_not_send_is_refused(wrong: str) -> None:
     else:
         signature = "rubbish"
     with pytest.raises(BadInput, match="secret of its endpoint"):
-        construct_event(payload, signature, SECRET)
+        construct_event(payload, signature, [SECRET])
 
 
 @pytest.mark.parametrize("payload", [b"not json", b"[]", b'{"object": "charge"}', b"\xff"])
 def test_a_signed_body_that_is_no_event_is_refused(payload: bytes) -> None:
     with pytest.raises(BadInput):
-        construct_event(payload, _signature(payload, int(time.time())), SECRET)
+        construct_event(payload, _signature(payload, int(time.time())), [SECRET])
 
 
 @pytest.mark.parametrize(
