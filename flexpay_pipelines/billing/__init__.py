@@ -4,12 +4,14 @@ What belongs here: what happens to subscriptions and balances in our own databas
 (`flexpay_pipelines.payments`: billing writes commands, payments delivers them), figures about it (`analytics`).
 """
 
+from flexpay_pipelines.billing.due_changes import AppliedChanges, apply_due_frequency_changes, settle_due_changes
 from flexpay_pipelines.billing.features import feature_enabled, set_feature
 from flexpay_pipelines.billing.frequencies import (
-    FrequencyQuote,
-    apply_due_frequency_changes,
+    ScheduledChange,
+    cancel_frequency_change,
     change_frequency,
     quote_frequency_change,
+    scheduled_change,
 )
 from flexpay_pipelines.billing.history import HistoryBreak, history_breaks
 from flexpay_pipelines.billing.importing import FileCounts, ImportResult, import_directory
@@ -22,6 +24,7 @@ from flexpay_pipelines.billing.pauses import (
     list_pauses,
     schedule_pause,
 )
+from flexpay_pipelines.billing.quotes import FrequencyQuote, When
 from flexpay_pipelines.billing.reward_settlement import (
     Entries,
     RewardPolicy,
@@ -51,6 +54,7 @@ from flexpay_pipelines.billing.sweep import (
 )
 
 __all__ = [
+    "AppliedChanges",
     "Entries",
     "FileCounts",
     "FrequencyQuote",
@@ -60,12 +64,15 @@ __all__ = [
     "PausePolicy",
     "PaymentEffects",
     "RewardPolicy",
+    "ScheduledChange",
     "SettlementResult",
     "SweepPlan",
     "SweepPolicy",
     "SweepResult",
+    "When",
     "apply_due_frequency_changes",
     "apply_payment_outcomes",
+    "cancel_frequency_change",
     "cancel_pause",
     "change_frequency",
     "close_grace_periods",
@@ -88,7 +95,9 @@ __all__ = [
     "reward_balance",
     "reward_entries",
     "schedule_pause",
+    "scheduled_change",
     "set_feature",
+    "settle_due_changes",
     "settle_rewards",
     "spend_reward",
     "sweep_pauses",

@@ -198,17 +198,26 @@ def _change_price(sending: _Sending, present: Object) -> None:
     item = present["items"]["data"][0]
     recurring = item["price"]["recurring"]
     interval, count = INTERVALS[PaymentFrequency(parameters["payment_frequency"])]
-    # Without proration nothing may be billed at once either: another interval keeps the date that was paid for.
+    # Without proration nothing may be billed at once either: another interval keeps the date that was paid for, to the
+    # second of ours where that is named.
     crosses = (recurring["interval"], recurring["interval_count"]) != (interval, count)
-    ends = item["current_period_end"]
+    ends = _future(sending, "next_payment_at") or item["current_period_end"]
     kept = parameters["proration"] == "none" and crosses and present["status"] != "paused"
     sending.gateway.change_price(
         sending.identifier,
         item={"id": item["id"], **_price(sending, item, interval, count)},
         proration=parameters["proration"],
+        proration_date=_within_period(sending, item),
         keep_date=ends if kept and ends > sending.now.timestamp() else None,
         key=sending.key,
     )
+
+
+def _within_period(sending: _Sending, item: Object) -> int | None:
+    """As of when to prorate: when the change was made, so that the amounts are those that were quoted."""
+    changed = _instant(sending, "proration_date")
+    # Another period has begun since: Stripe takes no date outside the running one.
+    return changed if changed is not None and changed >= item["current_period_start"] else None
 
 
 def _price(sending: _Sending, item: Object, interval: str, count: int) -> Object:

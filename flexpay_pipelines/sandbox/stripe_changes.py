@@ -88,8 +88,18 @@ def _change_items(account: Account, state: State, parameters: State) -> bool | N
         quantity=quantity,
         new=new,
         behavior=behavior,
+        at=_proration_date(account, state, parameters),
         reset=parameters.get("billing_cycle_anchor") == "now",
     )
+
+
+def _proration_date(account: Account, state: State, parameters: State) -> int:
+    if "proration_date" not in parameters:
+        return account.now
+    date = int(parameters["proration_date"])
+    if not state["period_start"] <= date <= state["period_end"]:
+        raise invalid("Invalid proration_date: must be within the current billing period.", "proration_date")
+    return date
 
 
 def _asked_price(account: Account, item: State, old: State) -> State:
@@ -115,14 +125,14 @@ def _asked_price(account: Account, item: State, old: State) -> State:
 
 
 def _prorate(
-    account: Account, state: State, *, old: State, quantity: int, new: State, behavior: str, reset: bool
+    account: Account, state: State, *, old: State, quantity: int, new: State, behavior: str, at: int, reset: bool
 ) -> bool | None:
     """Same interval: credit and debit for what is left of the period. Another one: a new full period from now."""
     trialing = state["status"] == "trialing"
     if trialing or state["status"] == "paused":
         return None
     length = state["period_end"] - state["period_start"]
-    left = Fraction(max(state["period_end"] - account.now, 0), length) if length > 0 else Fraction(0)
+    left = Fraction(max(state["period_end"] - at, 0), length) if length > 0 else Fraction(0)
     credit = invoice_line(old, quantity, -round_half_up(old["unit_amount"] * quantity * left), "Unused time", True)
     same = _interval(old) == _interval(new) and not reset
     if same and behavior != "none":

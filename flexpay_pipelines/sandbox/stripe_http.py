@@ -147,7 +147,8 @@ ROUTES = (
     _route("GET", "subscriptions/{id}", lambda a, i, _: a.show_subscription(a.subscription(i))),
     _route(
         "POST", "subscriptions/{id}", changes.update,
-        "pause_collection", "items", "proration_behavior", "billing_cycle_anchor", "trial_end", "metadata",
+        "pause_collection", "items", "proration_behavior", "proration_date", "billing_cycle_anchor", "trial_end",
+        "metadata",
     ),
     _route("DELETE", "subscriptions/{id}", changes.cancel),
     _route("POST", "subscriptions/{id}/pause", changes.pause, "bill_for", "invoicing_behavior", "type"),

@@ -1,4 +1,8 @@
--- Changes of payment frequency.
+-- Changes of plan and payment frequency.
+
+-- name: plan_known(plan)$
+-- Whether there is such a plan.
+SELECT count(*) > 0 AS known FROM billing.plans WHERE plan = :plan;
 
 -- name: plan_price(plan, payment_frequency, currency)$
 -- The price of one unit for one period, minor units; null where the plan is not sold so.
@@ -17,45 +21,78 @@ SELECT
 FROM (
     SELECT
         upcoming.at AS ends_at,
-        CASE
-            WHEN upcoming.at = :anchor THEN billing.payment_at(:anchor, :payment_frequency, -1, :zone)
-            ELSE billing.next_payment_at(:anchor, :payment_frequency, upcoming.at - CASE :payment_frequency
-                WHEN 'WEEKLY' THEN interval '10 days'
-                WHEN 'BIWEEKLY' THEN interval '18 days'
-                WHEN 'MONTHLY' THEN interval '33 days'
-                WHEN 'QUARTERLY' THEN interval '100 days'
-                ELSE interval '370 days'
-            END, :zone)
-        END AS starts_at
+        billing.next_payment_at(:anchor, :payment_frequency, upcoming.at - CASE :payment_frequency
+            WHEN 'WEEKLY' THEN interval '10 days'
+            WHEN 'BIWEEKLY' THEN interval '18 days'
+            WHEN 'MONTHLY' THEN interval '33 days'
+            WHEN 'QUARTERLY' THEN interval '100 days'
+            ELSE interval '370 days'
+        END, :zone) AS starts_at
     FROM (SELECT billing.next_payment_at(:anchor, :payment_frequency, :at, :zone) AS at) AS upcoming
 ) AS period;
 
--- name: payment_dates(anchor, payment_frequency, first, last, zone)
--- The payments from the first to the last number after an anchor.
-SELECT billing.payment_at(:anchor, :payment_frequency, n, :zone) AS payment_at
-FROM generate_series(cast(:first AS integer), cast(:last AS integer)) AS n
-ORDER BY n;
+-- name: date_is_kept(subscription_id, at)$
+-- Whether the running period ends on a date that a pause, a mend or a change taken back has set: Stripe keeps such a date by a
+-- trial, and prorates nothing of a trial.
+SELECT
+    s.billing_anchor > :at OR EXISTS (
+        SELECT 1 FROM billing.stripe_commands AS c
+        WHERE
+            c.subscription_id = s.subscription_id AND c.state <> 'superseded'
+            AND (c.parameters ->> 'next_payment_at')::timestamptz = s.next_payment_at
+    ) AS kept
+FROM billing.subscriptions AS s
+WHERE s.subscription_id = :subscription_id;
 
--- name: record_frequency_change(subscription_id, old, new, price, asked_at, at, credit, debit, currency, state)!
--- One row for each change of a frequency, made or to be made; amounts in minor units.
-INSERT INTO billing.frequency_changes (
-    subscription_id, from_frequency, to_frequency, amount_minor, requested_at, effective_at, credit_minor, debit_minor,
-    currency, state
+-- name: payment_dates(anchor, payment_frequency, after, zone, number)
+-- The first payments of a calendar after an instant.
+WITH RECURSIVE dates (payment_at, n) AS (
+    SELECT
+        billing.next_payment_at(:anchor, :payment_frequency, cast(:after AS timestamptz), :zone),
+        1
+    UNION ALL
+    SELECT
+        billing.next_payment_at(:anchor, :payment_frequency, dates.payment_at, :zone),
+        dates.n + 1
+    FROM dates
+    WHERE dates.n < :number
 )
-VALUES (:subscription_id, :old, :new, :price, :asked_at, :at, :credit, :debit, :currency, :state);
 
--- name: scheduled_frequency_change(subscription_id)$
--- When a change that is already scheduled will be made; null where there is none.
-SELECT effective_at FROM billing.frequency_changes WHERE subscription_id = :subscription_id AND state = 'scheduled';
+SELECT payment_at FROM dates ORDER BY n;
 
--- name: change_frequency_now(subscription_id, version, to_frequency, amount_minor, anchor, next_payment_at, at)!
+-- name: record_change(subscription_id, from_plan, to_plan, old, new, old_price, price, asked, at, credit, debit, currency, state)!
+-- One row for each change, made or to be made; amounts in minor units.
+INSERT INTO billing.frequency_changes (
+    subscription_id, from_plan, to_plan, from_frequency, to_frequency, from_amount_minor, amount_minor, requested_at,
+    effective_at, credit_minor, debit_minor, currency, state
+)
+VALUES (
+    :subscription_id, :from_plan, :to_plan, :old, :new, :old_price, :price, :asked, :at, :credit, :debit, :currency, :state
+);
+
+-- name: scheduled_change(subscription_id)^
+-- The change that waits for the end of the period.
+SELECT
+    f.frequency_change_id,
+    s.subscription_ref,
+    coalesce(f.from_plan, s.plan) AS from_plan,
+    coalesce(f.to_plan, s.plan) AS to_plan,
+    f.from_frequency,
+    f.to_frequency,
+    f.amount_minor,
+    f.currency,
+    f.effective_at
+FROM billing.frequency_changes AS f
+INNER JOIN billing.subscriptions AS s ON f.subscription_id = s.subscription_id
+WHERE f.subscription_id = :subscription_id AND f.state = 'scheduled';
+
+-- name: change_terms_now(subscription_id, version, plan, payment_frequency, amount_minor, anchor, next_payment_at, at, reason)!
 -- New terms and the command that tells Stripe of them; only if the subscription is still as it was quoted.
 WITH changed AS (
     UPDATE billing.subscriptions
     SET
-        payment_frequency = :to_frequency, amount_minor = :amount_minor, billing_anchor = :anchor,
-        next_payment_at = :next_payment_at, version = version + 1, changed_at = :at,
-        change_reason = 'payment frequency changed'
+        plan = :plan, payment_frequency = :payment_frequency, amount_minor = :amount_minor, billing_anchor = :anchor,
+        next_payment_at = :next_payment_at, version = version + 1, changed_at = :at, change_reason = :reason
     WHERE subscription_id = :subscription_id AND version = :version AND status IN ('active', 'trialing')
     RETURNING subscription_id, version, stripe_subscription_id, plan, currency, payment_frequency, amount_minor
 ),
@@ -68,7 +105,7 @@ told AS (
         'change_price' AS operation,
         jsonb_build_object(
             'plan', plan, 'payment_frequency', payment_frequency, 'currency', currency, 'amount_minor', amount_minor,
-            'proration', 'create_prorations'
+            'proration', 'create_prorations', 'proration_date', cast(:at AS timestamptz)
         ) AS parameters
     FROM changed
     WHERE stripe_subscription_id IS NOT NULL
@@ -76,42 +113,182 @@ told AS (
 
 SELECT subscription_id FROM changed;
 
--- name: apply_due_frequency_changes(now)$
--- Changes whose period has ended, on subscriptions that are active; a paused or unpaid one keeps its change for later, a canceled
--- one loses it. The payment at the change itself is at the new price, unless it has been made already.
+-- name: tell_next_terms(subscription_id, plan, payment_frequency, amount_minor, crosses, recount)!
+-- Tell Stripe the terms of the next payment: the price changes, nothing is billed. Where the interval changes with it, the date
+-- is named, and Stripe counts from it; so do we (recount), where the present terms stay.
+WITH raised AS (
+    UPDATE billing.subscriptions
+    SET
+        version = version + 1,
+        billing_anchor = CASE
+            WHEN :recount AND :crosses AND stripe_subscription_id IS NOT NULL THEN coalesce(next_payment_at, billing_anchor)
+            ELSE billing_anchor
+        END
+    WHERE subscription_id = :subscription_id
+    RETURNING subscription_id, version, stripe_subscription_id, currency, next_payment_at
+)
+
+INSERT INTO billing.stripe_commands (idempotency_key, subscription_id, operation, parameters)
+SELECT
+    subscription_id || ':change_price:' || version AS idempotency_key,
+    subscription_id,
+    'change_price' AS operation,
+    jsonb_build_object(
+        'plan', cast(:plan AS text), 'payment_frequency', cast(:payment_frequency AS text), 'currency', currency,
+        'amount_minor', cast(:amount_minor AS bigint), 'proration', 'none'
+    ) || CASE
+        WHEN :crosses AND next_payment_at IS NOT NULL THEN jsonb_build_object('next_payment_at', next_payment_at)
+        ELSE '{}'
+    END AS parameters
+FROM raised
+WHERE stripe_subscription_id IS NOT NULL;
+
+-- name: cancel_scheduled_change(frequency_change_id)!
+-- A change that waits for the end of the period is taken back.
+UPDATE billing.frequency_changes SET state = 'canceled' WHERE frequency_change_id = :frequency_change_id AND state = 'scheduled';
+
+-- name: hold_due_changes(now, payment_ids, batch_size)
+-- Changes whose day has come (with payment_ids: of these payments' subscriptions), locked with their subscriptions. A paused one
+-- keeps its change, unless Stripe heard of the pause only when the period had turned.
+SELECT f.frequency_change_id
+FROM billing.frequency_changes AS f
+INNER JOIN billing.subscriptions AS s ON f.subscription_id = s.subscription_id
+WHERE
+    f.state = 'scheduled' AND f.effective_at <= :now
+    AND (
+        cast(:payment_ids AS bigint[]) IS NULL
+        OR f.subscription_id IN (SELECT p.subscription_id FROM billing.payments AS p WHERE p.payment_id = any(:payment_ids))
+    )
+    AND (
+        s.status <> 'paused'
+        OR (
+            SELECT (array_agg(coalesce(c.delivered_at, 'infinity') ORDER BY c.command_id DESC))[1]
+            FROM billing.stripe_commands AS c
+            WHERE c.subscription_id = s.subscription_id AND c.operation = 'pause' AND c.state <> 'superseded'
+        ) > f.effective_at
+    )
+ORDER BY f.effective_at, f.frequency_change_id
+LIMIT :batch_size
+FOR NO KEY UPDATE OF f, s SKIP LOCKED;
+
+-- name: postpone_moved_changes(change_ids, now)!
+-- The period ends later than was thought: a pause has moved the payment (dates are counted from where it was moved to), or Stripe
+-- heard of the change only when the old terms had been billed once more.
+UPDATE billing.frequency_changes AS f
+SET effective_at = later.effective_at
+FROM (
+    SELECT
+        held.frequency_change_id,
+        greatest(s.billing_anchor, CASE
+            WHEN told.at >= held.effective_at
+                THEN billing.next_payment_at(s.billing_anchor, held.from_frequency, told.at, c.time_zone)
+        END) AS effective_at
+    FROM billing.frequency_changes AS held
+    INNER JOIN billing.subscriptions AS s ON held.subscription_id = s.subscription_id
+    INNER JOIN billing.customers AS c ON s.customer_id = c.customer_id
+    CROSS JOIN LATERAL (
+        SELECT coalesce(
+            (array_agg(coalesce(command.delivered_at, :now) ORDER BY command.command_id DESC))[1], '-infinity'
+        ) AS at
+        FROM billing.stripe_commands AS command
+        WHERE
+            command.subscription_id = s.subscription_id AND command.operation = 'change_price' AND command.state <> 'superseded'
+    ) AS told
+    WHERE held.frequency_change_id = any(cast(:change_ids AS bigint[])) AND s.status <> 'canceled'
+) AS later
+WHERE f.frequency_change_id = later.frequency_change_id AND f.state = 'scheduled' AND later.effective_at > f.effective_at;
+
+-- name: postpone_paused_changes(change_ids)!
+-- The payment at the end of the period fell into a pause and was left out: the change comes with the first payment after it.
+-- Where the interval changes, Stripe has begun an unbilled period of the new length, and is told the date.
+WITH later AS (
+    SELECT
+        held.frequency_change_id,
+        held.subscription_id,
+        held.from_frequency <> held.to_frequency AS crosses,
+        billing.next_payment_at(
+            s.billing_anchor, held.from_frequency, max(p.ends_at) - interval '1 microsecond', min(c.time_zone)
+        ) AS effective_at
+    FROM billing.frequency_changes AS held
+    INNER JOIN billing.subscriptions AS s ON held.subscription_id = s.subscription_id
+    INNER JOIN billing.customers AS c ON s.customer_id = c.customer_id
+    INNER JOIN billing.subscription_pauses AS p
+        ON
+            held.subscription_id = p.subscription_id AND p.state = 'completed' AND p.kind <> 'payment_failure'
+            AND held.effective_at >= p.starts_at AND held.effective_at < p.ends_at
+    WHERE held.frequency_change_id = any(cast(:change_ids AS bigint[])) AND s.status <> 'canceled'
+    GROUP BY held.frequency_change_id, s.subscription_id
+),
+
+postponed AS (
+    UPDATE billing.frequency_changes AS f
+    SET effective_at = later.effective_at
+    FROM later
+    WHERE f.frequency_change_id = later.frequency_change_id AND f.state = 'scheduled' AND later.effective_at > f.effective_at
+    RETURNING later.subscription_id, later.effective_at, later.crosses
+),
+
+raised AS (
+    UPDATE billing.subscriptions AS s
+    SET version = s.version + 1
+    FROM postponed
+    WHERE s.subscription_id = postponed.subscription_id AND postponed.crosses AND s.stripe_subscription_id IS NOT NULL
+    RETURNING s.subscription_id, s.version, postponed.effective_at
+),
+
+told AS (
+    INSERT INTO billing.stripe_commands (idempotency_key, subscription_id, operation, parameters)
+    SELECT
+        subscription_id || ':move_payment:' || version AS idempotency_key,
+        subscription_id,
+        'move_payment' AS operation,
+        jsonb_build_object('next_payment_at', effective_at) AS parameters
+    FROM raised
+)
+
+SELECT subscription_id FROM postponed;
+
+-- name: apply_changes(change_ids, now)^
+-- New terms where the period has ended. Stripe knows them; nothing is told. Where the interval changes, dates are counted from
+-- the change, and the payment at it is still to come unless it was made. A canceled subscription loses its change.
 WITH due AS MATERIALIZED (
     SELECT
         f.frequency_change_id,
         f.subscription_id,
+        f.from_frequency,
         f.to_frequency,
+        f.to_plan,
         f.amount_minor,
         f.effective_at,
         s.status,
-        c.time_zone
+        c.time_zone,
+        (
+            SELECT max(p.occurred_at) FROM billing.payments AS p
+            WHERE p.subscription_id = f.subscription_id AND p.outcome = 'succeeded' AND p.occurred_at >= f.effective_at
+        ) AS paid_at
     FROM billing.frequency_changes AS f
     INNER JOIN billing.subscriptions AS s ON f.subscription_id = s.subscription_id
     INNER JOIN billing.customers AS c ON s.customer_id = c.customer_id
     WHERE
-        f.state = 'scheduled' AND f.effective_at <= :now AND s.status IN ('active', 'trialing', 'canceled')
-        AND EXISTS (SELECT 1 FROM billing.feature_flags AS flag WHERE flag.feature = 'frequencies' AND flag.enabled)
-    ORDER BY f.effective_at, f.frequency_change_id
-    FOR NO KEY UPDATE OF f, s SKIP LOCKED
+        f.frequency_change_id = any(cast(:change_ids AS bigint[]))
+        AND f.state = 'scheduled' AND (f.effective_at <= :now OR s.status = 'canceled')
 ),
 
 changed AS (
     UPDATE billing.subscriptions AS s
     SET
-        payment_frequency = due.to_frequency, amount_minor = due.amount_minor, billing_anchor = due.effective_at,
+        plan = coalesce(due.to_plan, s.plan), payment_frequency = due.to_frequency, amount_minor = due.amount_minor,
+        billing_anchor = CASE WHEN due.from_frequency = due.to_frequency THEN s.billing_anchor ELSE due.effective_at END,
         next_payment_at = CASE
-            WHEN s.next_payment_at > due.effective_at
-                THEN billing.next_payment_at(due.effective_at, due.to_frequency, due.effective_at, due.time_zone)
-            ELSE due.effective_at
+            WHEN due.from_frequency = due.to_frequency THEN s.next_payment_at
+            WHEN due.paid_at IS NULL THEN due.effective_at
+            ELSE billing.next_payment_at(due.effective_at, due.to_frequency, due.paid_at, due.time_zone)
         END,
         version = s.version + 1, changed_at = greatest(due.effective_at, s.changed_at),
-        change_reason = 'payment frequency changed at the end of the period'
+        change_reason = 'changed at the end of the period'
     FROM due
-    WHERE s.subscription_id = due.subscription_id AND s.status IN ('active', 'trialing')
-    RETURNING s.subscription_id, s.version, s.stripe_subscription_id, s.plan, s.currency, s.payment_frequency, s.amount_minor
+    WHERE s.subscription_id = due.subscription_id AND s.status <> 'canceled'
+    RETURNING s.subscription_id
 ),
 
 marked AS (
@@ -119,20 +296,8 @@ marked AS (
     SET state = CASE WHEN due.status = 'canceled' THEN 'canceled' ELSE 'applied' END
     FROM due
     WHERE f.frequency_change_id = due.frequency_change_id AND f.state = 'scheduled'
-),
-
-told AS (
-    INSERT INTO billing.stripe_commands (idempotency_key, subscription_id, operation, parameters)
-    SELECT
-        subscription_id || ':change_price:' || version AS idempotency_key,
-        subscription_id,
-        'change_price' AS operation,
-        jsonb_build_object(
-            'plan', plan, 'payment_frequency', payment_frequency, 'currency', currency, 'amount_minor', amount_minor,
-            'proration', 'none'
-        ) AS parameters
-    FROM changed
-    WHERE stripe_subscription_id IS NOT NULL
 )
 
-SELECT count(*) AS applied FROM changed;
+SELECT
+    (SELECT count(*) FROM changed) AS applied,
+    (SELECT count(*) FROM due) - (SELECT count(*) FROM changed) AS dropped;
