@@ -48,6 +48,11 @@ MALFORMED = {
     "stripe_pause_mode": "stop",
     "pause_grace_days": "1.5",
     "pause_moves_next_payment": "perhaps",
+    "loyalty_rewards": "12",
+    "loyalty_since": "2026-01-01T00:00:00",
+    "referral_reward_minor": "0",
+    "referral_months": "-1",
+    "reward_lifetime_days": "a year",
     "reporting_currency": "euro",
     "backup_retention_days": "thirty",
     "payment_failure_threshold": "5",
@@ -70,6 +75,23 @@ def test_a_malformed_variable_is_named_with_what_is_expected(
     assert sentence.startswith(f"{variable(field)} is malformed: ")
     assert sentence.endswith(f"Expected: {Settings.model_fields[field].description}")
     assert caught.value.exit_code == EXIT_BAD_INPUT
+
+
+@pytest.mark.parametrize(
+    "value", ["500", "12:5.5", "12:0", "0:5", "-1:5", "a:1", "12:5,", "12:5,12:6", "12=5", "1000:5"]
+)
+def test_loyalty_rewards_that_cannot_be_are_told_how_they_should_look(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("FLEXPAY_LOYALTY_REWARDS", value)
+    with pytest.raises(ConfigurationError, match="months:amount pairs are expected, such as 12:500,24:1000"):
+        load_settings()
+
+
+def test_loyalty_rewards_are_read_by_months(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text, rewards in ((" 6 : 250, 120:10000 ", {6: 250, 120: 10000}), ("none", {})):
+        monkeypatch.setenv("FLEXPAY_LOYALTY_REWARDS", text)
+        assert load_settings().loyalty_rewards == rewards
 
 
 def test_every_malformed_variable_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
