@@ -1,0 +1,113 @@
+"""Random sequences of everything that happens to a company, and what must hold once each has come to rest."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any, ClassVar
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+
+from tests.model.company import Company, companies
+from tests.model.invariants import ALL
+from tests.model.stand import Stand
+from tests.model.world import World
+
+MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
+
+chosen = st.integers(0, 4)
+ahead = st.sampled_from((timedelta(0), MINUTE, HOUR, 5 * HOUR, DAY, 3 * DAY, 8 * DAY, 30 * DAY))
+lengths = st.sampled_from((timedelta(seconds=1), HOUR, 7 * HOUR, DAY, 2 * DAY, 9 * DAY, 31 * DAY))
+jumps = st.sampled_from((MINUTE, HOUR, 5 * HOUR, DAY, 2 * DAY, 6 * DAY, 15 * DAY, 40 * DAY))
+
+
+class Machine(RuleBasedStateMachine):
+    """Steps that Hypothesis draws; `world` is made by the first of them."""
+
+    url: ClassVar[str]
+    stand: ClassVar[Stand]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world: World | None = None
+
+    @initialize(company=companies())
+    def begin(self, company: Company) -> None:
+        self.world = World(self.url, self.stand, company)
+
+    def _ref(self, number: int) -> str:
+        return self.it.refs[number % len(self.it.refs)]
+
+    @property
+    def it(self) -> World:
+        assert self.world is not None
+        return self.world
+
+    @rule(number=chosen, after=ahead, length=lengths)
+    def a_customer_asks_for_a_pause(self, number: int, after: timedelta, length: timedelta) -> None:
+        starts = self.it.now + after
+        self.it.schedule(self._ref(number), starts, starts + length, "customer")
+
+    @rule(number=chosen, after=ahead, length=st.none() | lengths)
+    def somebody_pauses_a_subscription(self, number: int, after: timedelta, length: timedelta | None) -> None:
+        starts = self.it.now + after
+        self.it.schedule(self._ref(number), starts, None if length is None else starts + length, "admin")
+
+    @rule(number=chosen)
+    def a_pause_is_taken_back(self, number: int) -> None:
+        self.it.cancel_pause(self._ref(number))
+
+    @rule(number=chosen)
+    def a_pause_is_ended_early(self, number: int) -> None:
+        self.it.end_pause(self._ref(number))
+
+    @rule(by=jumps)
+    def time_passes(self, by: timedelta) -> None:
+        self.it.pass_time(self.it.now + by)
+
+    @rule(late=st.sampled_from((timedelta(seconds=-1), timedelta(0), timedelta(seconds=1), MINUTE)))
+    def something_falls_due(self, late: timedelta) -> None:
+        due = self.it.next_due()
+        if due is not None:
+            self.it.pass_time(max(self.it.now, due + late))
+
+    @rule()
+    def everything_runs(self) -> None:
+        self.it.tick()
+
+    @rule()
+    def sweep(self) -> None:
+        self.it.sweep()
+
+    @rule(limit=st.sampled_from((None, 1, 2)))
+    def deliver(self, limit: int | None) -> None:
+        self.it.deliver(limit)
+
+    @rule()
+    def poll(self) -> None:
+        self.it.poll()
+
+    def teardown(self) -> None:
+        if self.world is None:
+            return
+        try:
+            self.world.settle()
+            for holds in ALL:
+                holds(self.world)
+        finally:
+            self.world.close()
+
+
+def _run(url: str, stand: Stand, **more: Any) -> None:
+    Machine.url, Machine.stand = url, stand
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            deadline=None, database=None, suppress_health_check=list(HealthCheck), stateful_step_count=30, **more
+        ),
+    )
+
+
+def test_a_company_comes_through_whatever_happens(model_url: str, stand: Stand) -> None:
+    _run(model_url, stand, max_examples=25, derandomize=True)

@@ -1,0 +1,242 @@
+"""One company, its database, its Stripe and its time: everything that a step of a sequence can do to them.
+
+What belongs here: operations, and what interrupts them. What does not: which are drawn (`test_model`), what must hold
+afterwards (`invariants`, `billing_days`).
+
+The engines are the product's own. A refusal (`BadInput`) must leave no trace; a fault of Stripe's or a lost connection
+may end an operation anywhere, and nothing else may.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+
+import psycopg
+
+from flexpay_pipelines import billing, payments
+from flexpay_pipelines.clock import FixedClock
+from flexpay_pipelines.errors import BadInput, TransientError
+from tests.model.company import Company, found
+from tests.model.stand import Stand, emptied, session, tell_time
+
+HOUR = timedelta(hours=1)
+PAUSE_POLICY = billing.PausePolicy(max_days=90, max_per_year=6)
+
+
+class World:
+    """What a sequence happens to. Times are whole seconds, as Stripe keeps them."""
+
+    def __init__(self, url: str, stand: Stand, company: Company) -> None:
+        self.company = company
+        self.clock = FixedClock(company.start)
+        self.stand = stand
+        self.stripe = stand.stripe
+        self.url = url
+        self.gateway = stand.gateway()
+        # Commits of the worker until its connection is cut; None: never.
+        self.fuse: int | None = None
+        self.typed: set[str] = set()
+        self.admin = session(self.url, "model", self.now)
+        self.worker = session(self.url, "worker", self.now)
+        emptied(self.admin)
+        found(self.admin, company)
+        stand.empty(self.now)
+        self.stripe.seed_from_billing(self.admin)
+        payments.link_subscriptions(self.admin, self.gateway, progress=quiet)
+
+    @property
+    def now(self) -> datetime:
+        return self.clock.now()
+
+    @property
+    def refs(self) -> list[str]:
+        return [f"s{number}" for number in range(len(self.company.members))]
+
+    @property
+    def sweep_policy(self) -> billing.SweepPolicy:
+        return billing.SweepPolicy(pause_mode=self.company.pause_mode, batch_size=self.company.batch_size)
+
+    def close(self) -> None:
+        self.worker.close()
+        self.admin.close()
+
+    # What people ask for.
+
+    def schedule(self, ref: str, starts_at: datetime, ends_at: datetime | None, kind: str) -> None:
+        self._asked(
+            partial(
+                billing.schedule_pause, self.admin, subscription_ref=ref, starts_at=starts_at, ends_at=ends_at,
+                kind=kind, reason=None, policy=PAUSE_POLICY, clock=self.clock,
+            )
+        )  # fmt: skip
+
+    def cancel_pause(self, ref: str) -> None:
+        row = self._row(
+            "SELECT pause_ref FROM billing.subscription_pauses JOIN billing.subscriptions USING (subscription_id)"
+            " WHERE subscription_ref = %s ORDER BY starts_at DESC LIMIT 1",
+            ref,
+        )
+        if row is not None:
+            self._asked(partial(billing.cancel_pause, self.admin, pause_ref=row["pause_ref"], clock=self.clock))
+
+    def end_pause(self, ref: str) -> None:
+        """Somebody ends a pause; what Stripe has to tell was read some minutes ago."""
+        if self.poll():
+            self._asked(
+                partial(
+                    billing.end_pause_now, self.admin, subscription_ref=ref, clock=self.clock, policy=self.sweep_policy
+                )
+            )
+
+    # What runs by itself.
+
+    def sweep(self) -> None:
+        """The hourly job as far as the sweep: where Stripe's events cannot be read, it goes no further."""
+        if self.poll():
+            self._run(
+                lambda: billing.sweep_pauses(
+                    self.worker, clock=self.clock, policy=self.sweep_policy, progress=self._burn
+                )
+            )
+
+    def deliver(self, limit: int | None = None) -> None:
+        self._run(
+            lambda: payments.deliver_commands(
+                self.worker, self.gateway, clock=self.clock, progress=quiet, limit=limit, jitter=lambda: 0.5
+            )
+        )
+
+    def poll(self) -> bool:
+        """Read Stripe's events; whether they were read to the end."""
+        effects = partial(
+            billing.apply_payment_outcomes, clock=self.clock, grace_days=self.company.grace_days,
+            pause_mode=self.company.pause_mode,
+        )  # fmt: skip
+        return self._run(
+            lambda: payments.poll_events(
+                self.worker, self.gateway, clock=self.clock, apply=effects, progress=self._burn
+            )
+        )
+
+    def tick(self) -> None:
+        """One hour's work, as production does it."""
+        self.sweep()
+        self.deliver()
+
+    def mend(self, planned: int) -> None:
+        """What a person does who is shown differences, and agrees to the mends."""
+        policy = payments.MendPolicy(pause_mode=self.company.pause_mode, grace_days=self.company.grace_days)
+        payments.mend_differences(
+            self.worker, self.gateway, planned=planned, policy=policy, clock=self.clock, progress=quiet
+        )
+        self.settle()
+
+    # Time.
+
+    def pass_time(self, to: datetime) -> None:
+        """Let time pass; a prompt company works in each hour in which something is due."""
+        while self.company.prompt and (due := self.next_due()) is not None and (hour := _next_hour(due)) < to:
+            self._set_time(max(hour, self.now))
+            self.tick()
+            if self.next_due() == due:
+                break
+        self._set_time(to)
+        if self.company.prompt:
+            self.tick()
+
+    def next_due(self) -> datetime | None:
+        """The first instant at which the database expects something that has not been done."""
+        row = self._row(
+            "SELECT min(at) AS at FROM ("
+            " SELECT starts_at AS at FROM billing.subscription_pauses WHERE state = 'scheduled'"
+            " UNION ALL SELECT ends_at FROM billing.subscription_pauses WHERE state = 'active'"
+            " UNION ALL SELECT next_payment_at FROM billing.subscriptions WHERE status IN ('active', 'trialing')"
+            " UNION ALL SELECT effective_at FROM billing.frequency_changes WHERE state = 'scheduled'"
+            " UNION ALL SELECT not_before FROM billing.stripe_commands"
+            "   WHERE state = 'pending' AND not_before > '-infinity') AS due"
+        )
+        return None if row is None else row["at"]
+
+    def _set_time(self, to: datetime) -> None:
+        self.stripe.advance(to)
+        self.clock.instant = to
+        for connection in (self.admin, self.worker):
+            tell_time(connection, to)
+
+    # The end of a sequence.
+
+    def settle(self) -> None:
+        """Everything works again, until nothing is left to do."""
+        self.fuse = None
+        self.stripe.clear_faults()
+        for _ in range(50):
+            self.tick()
+            if payments.pending_commands(self.worker) == 0 and self._quiet():
+                return
+            self._set_time(self.now + HOUR)
+        raise AssertionError("after fifty hours without a fault there is still something to do")
+
+    def _quiet(self) -> bool:
+        before = self.fingerprint()
+        self.tick()
+        return self.fingerprint() == before
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What any change of the database changes."""
+        row = self._row(
+            "SELECT (SELECT max(event_id) FROM billing.subscription_events) AS events,"
+            " (SELECT sum(version) FROM billing.subscriptions) AS versions,"
+            " (SELECT count(*) FROM billing.stripe_commands) AS commands,"
+            " (SELECT count(*) FROM billing.stripe_commands WHERE state = 'pending') AS pending,"
+            " (SELECT count(*) FROM billing.payments) AS payments,"
+            " (SELECT count(*) FROM billing.stripe_events) AS stripe_events,"
+            " (SELECT sum(version) FROM billing.subscription_pauses) AS pauses,"
+            " (SELECT count(*) FROM billing.frequency_changes) AS frequency_changes,"
+            " (SELECT sum(effect_minor) FROM billing.reward_entries) AS rewards"
+        )
+        assert row is not None
+        return row
+
+    # How operations end.
+
+    def _asked(self, ask: Callable[[], object]) -> None:
+        before = self.fingerprint()
+        try:
+            ask()
+        except (BadInput, TransientError):
+            assert self.fingerprint() == before, "a refusal changed something"
+
+    def _run(self, work: Callable[[], object]) -> bool:
+        """Whether a run came to its end; a fault that was ordered may stop it. The next one has a connection again."""
+        finished = False
+        with suppress(TransientError, psycopg.OperationalError):
+            work()
+            finished = True
+        if self.worker.closed or self.worker.broken:
+            self.worker.close()
+            self.worker = session(self.url, "worker", self.now)
+        return finished
+
+    def _burn(self, _sentence: str) -> None:
+        """Work has come this far: perhaps it comes no further."""
+        if self.fuse is not None:
+            self.fuse -= 1
+            if self.fuse <= 0:
+                self.fuse = None
+                self.admin.execute("SELECT pg_terminate_backend(%s, 5000)", (self.worker.info.backend_pid,))
+
+    def _row(self, query: str, *parameters: object) -> dict[str, Any] | None:
+        return self.admin.execute(query.encode(), parameters).fetchone()
+
+
+def _next_hour(instant: datetime) -> datetime:
+    whole = instant.replace(minute=0, second=0, microsecond=0)
+    return whole if whole == instant else whole + HOUR
+
+
+def quiet(_sentence: str) -> None:
+    """Progress that nobody follows."""
