@@ -66,9 +66,9 @@ def alert_persistent(
             control,
             fingerprint=fingerprint,
             severity="warning",
-            title=f"Stripe and the database differ, and go on differing: {number} differences",
+            title=f"Stripe and the database go on differing in {number} {'thing' if number == 1 else 'things'}",
             body="`flexpay reconcile --mend --plan` shows each and its mend; without `--plan` it is made.",
-            context={row["kind"]: f"{row['number']}, such as {', '.join(row['examples'])}" for row in kinds},
+            context={row["kind"]: f"{row['number']}, such as {row['example']}" for row in kinds},
             clock=clock,
         )
         progress(f"Alerted: {number} differences have lasted for two passes.")

@@ -90,7 +90,7 @@ SELECT
     kind,
     count(*) AS number,
     max(first_seen) AS newest,
-    (array_agg(subscription_ref ORDER BY subscription_ref))[1:5] AS examples
+    min(subscription_ref) AS example
 FROM billing.reconciliation_differences
 WHERE last_seen = :reconciliation_id AND first_seen < :reconciliation_id AND alerted_at IS NULL
 GROUP BY kind
