@@ -161,7 +161,7 @@ def _record(
         to_plan=quoted.to_plan if replaced else None,
         old=quoted.from_frequency,
         new=quoted.to_frequency,
-        old_price=quoted.from_amount_minor,
+        was=quoted.from_amount_minor,
         price=quoted.amount_minor,
         asked=asked_at,
         at=quoted.effective_at,

@@ -35,7 +35,7 @@ LISTED = 1_000
 # A page of 100 costs as much as one subscription by its id.
 _PAGE = 100
 _FEW = 100
-_TABLES = ("in_scope", "on_their_way", "stripe_now", "differences_found")
+_TABLES = ("in_scope", "on_their_way", "scheduled_terms", "stripe_now", "differences_found")
 
 # Each mend as a sentence, and who makes it. PostgreSQL is right about what was decided, Stripe about money.
 MENDS = {
@@ -210,7 +210,9 @@ def _leave_out(connection: Connection, now: datetime) -> int:
         catalogue.collect_due_pauses(connection, now=now)
     if queries("billing").has_table(connection, relation="billing.frequency_changes"):
         catalogue.collect_due_frequency_changes(connection, now=now)
-    analyze(connection, "on_their_way")
+        catalogue.collect_scheduled_terms(connection)
+    for table in ("on_their_way", "scheduled_terms"):
+        analyze(connection, table)
     return int(catalogue.subscriptions_in_flight(connection))
 
 

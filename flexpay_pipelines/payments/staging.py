@@ -19,6 +19,7 @@ TABLES = {
     ),
     "in_scope": ("subscription_id bigint", "stripe_id text", "version bigint"),
     "on_their_way": ("subscription_id bigint",),
+    "scheduled_terms": ("subscription_id bigint", "plan text", "payment_frequency text", "amount_minor bigint"),
     "stripe_now": (
         "stripe_id text", "subscription_ref text", "status text", "paused boolean", "currency text",
         "unit_amount bigint", "frequency text", "quantity integer", "period_end timestamptz", "keeps_date boolean",

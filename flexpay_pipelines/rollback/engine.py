@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from flexpay_pipelines.billing import settle_due_changes
 from flexpay_pipelines.clock import Clock
 from flexpay_pipelines.database import Connection
 from flexpay_pipelines.errors import BadInput
@@ -193,6 +194,8 @@ def _run(job: _Job, components: tuple[str, ...]) -> None:
 
 def _frequencies(job: _Job) -> None:
     sql, now = queries("rollback"), job.clock.now()
+    # What Stripe has changed by itself by now is taken down first: taken back it would be billed twice.
+    settle_due_changes(job.billing, clock=job.clock, progress=job.progress)
     in_keyed_batches(
         job.billing, "{} scheduled frequency changes canceled.", job.progress, sql.cancel_frequency_changes,
         rollback_id=job.rollback_id, now=now, batch_size=job.batch_size,

@@ -60,14 +60,14 @@ WITH RECURSIVE dates (payment_at, n) AS (
 
 SELECT payment_at FROM dates ORDER BY n;
 
--- name: record_change(subscription_id, from_plan, to_plan, old, new, old_price, price, asked, at, credit, debit, currency, state)!
+-- name: record_change(subscription_id, from_plan, to_plan, old, new, was, price, asked, at, credit, debit, currency, state)!
 -- One row for each change, made or to be made; amounts in minor units.
 INSERT INTO billing.frequency_changes (
     subscription_id, from_plan, to_plan, from_frequency, to_frequency, from_amount_minor, amount_minor, requested_at,
     effective_at, credit_minor, debit_minor, currency, state
 )
 VALUES (
-    :subscription_id, :from_plan, :to_plan, :old, :new, :old_price, :price, :asked, :at, :credit, :debit, :currency, :state
+    :subscription_id, :from_plan, :to_plan, :old, :new, :was, :price, :asked, :at, :credit, :debit, :currency, :state
 );
 
 -- name: scheduled_change(subscription_id)^

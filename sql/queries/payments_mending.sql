@@ -166,9 +166,13 @@ WITH asked AS MATERIALIZED (
         f.subscription_id,
         array_agg(f.mend) AS mends,
         max(f.pause_ends) AS pause_ends,
-        max(t.period_end) AS period_end
+        max(t.period_end) AS period_end,
+        max(n.plan) AS plan,
+        max(n.payment_frequency) AS payment_frequency,
+        max(n.amount_minor) AS amount_minor
     FROM differences_found AS f
     INNER JOIN stripe_now AS t ON f.stripe_id = t.stripe_id
+    LEFT JOIN scheduled_terms AS n ON f.subscription_id = n.subscription_id
     WHERE
         f.outcome = 'held' AND f.mend IN (
             'change_price', 'change_quantity', 'pause_at_stripe', 'resume_at_stripe', 'move_payment', 'cancel_at_stripe'
@@ -182,8 +186,9 @@ raised AS (
     FROM asked
     WHERE s.subscription_id = asked.subscription_id
     RETURNING
-        s.subscription_id, s.version, s.plan, s.currency, s.amount_minor, s.quantity, s.next_payment_at,
-        coalesce(to_jsonb(s) ->> 'payment_frequency', 'MONTHLY') AS payment_frequency,
+        s.subscription_id, s.version, s.currency, s.quantity, s.next_payment_at, coalesce(asked.plan, s.plan) AS plan,
+        coalesce(asked.amount_minor, s.amount_minor) AS amount_minor,
+        coalesce(asked.payment_frequency, to_jsonb(s) ->> 'payment_frequency', 'MONTHLY') AS payment_frequency,
         asked.mends, asked.pause_ends, asked.period_end
 )
 
@@ -194,11 +199,12 @@ SELECT
     c.operation,
     c.parameters
 FROM raised AS r
+LEFT JOIN scheduled_terms AS n ON r.subscription_id = n.subscription_id
 CROSS JOIN LATERAL (
     VALUES
     (1, 'change_price', 'change_price', jsonb_build_object(
-        'plan', r.plan, 'payment_frequency', r.payment_frequency, 'currency', r.currency, 'amount_minor', r.amount_minor,
-        'proration', 'none'
+        'plan', coalesce(n.plan, r.plan), 'payment_frequency', coalesce(n.payment_frequency, r.payment_frequency),
+        'currency', r.currency, 'amount_minor', coalesce(n.amount_minor, r.amount_minor), 'proration', 'none'
     )),
     (2, 'change_quantity', 'change_quantity', jsonb_build_object('quantity', r.quantity)),
     (3, 'pause_at_stripe', 'pause', jsonb_build_object('mode', cast(:pause_mode AS text), 'resumes_at', r.pause_ends)),

@@ -74,9 +74,23 @@ FROM billing.subscription_pauses
 WHERE (state = 'scheduled' AND starts_at <= :now) OR (state = 'active' AND ends_at <= :now);
 
 -- name: collect_due_frequency_changes(now)!
--- Subscriptions whose frequency changes by now, and has not been changed here.
+-- Subscriptions whose frequency changes by now, and has not been changed here. While one is paused its change waits.
 INSERT INTO on_their_way
-SELECT subscription_id FROM billing.frequency_changes WHERE state = 'scheduled' AND effective_at <= :now;
+SELECT f.subscription_id
+FROM billing.frequency_changes AS f
+INNER JOIN billing.subscriptions AS s ON f.subscription_id = s.subscription_id
+WHERE f.state = 'scheduled' AND f.effective_at <= :now AND s.status <> 'paused';
+
+-- name: collect_scheduled_terms()!
+-- The terms of the next payment, where they are others than today's: Stripe is told of a change when it is scheduled.
+INSERT INTO scheduled_terms (subscription_id, plan, payment_frequency, amount_minor)
+SELECT
+    subscription_id,
+    to_plan,
+    to_frequency,
+    amount_minor
+FROM billing.frequency_changes
+WHERE state = 'scheduled';
 
 -- name: collect_moving()!
 -- Subscriptions that changed while Stripe was read: what was read may be from before or after. The next pass looks at them.
@@ -103,11 +117,12 @@ WITH ours AS (
         s.next_payment_at,
         lower(s.currency) AS currency,
         -- The terms that Stripe has been told of: whatever else decides them is joined here, and nowhere else.
-        s.amount_minor,
-        coalesce(to_jsonb(s) ->> 'payment_frequency', 'MONTHLY') AS frequency
+        coalesce(n.amount_minor, s.amount_minor) AS amount_minor,
+        coalesce(n.payment_frequency, to_jsonb(s) ->> 'payment_frequency', 'MONTHLY') AS frequency
     FROM in_scope AS b
     -- The version once more: nothing may have changed after what is left out was collected.
     INNER JOIN billing.subscriptions AS s ON b.subscription_id = s.subscription_id AND b.version = s.version
+    LEFT JOIN scheduled_terms AS n ON b.subscription_id = n.subscription_id
     WHERE
         NOT EXISTS (SELECT 1 FROM on_their_way AS w WHERE w.subscription_id = s.subscription_id)
 ),

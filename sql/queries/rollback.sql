@@ -17,7 +17,11 @@ FROM billing.feature_flags WHERE feature = :component;
 -- What a rollback of the frequencies would change.
 SELECT
     count(*) FILTER (WHERE s.payment_frequency <> 'MONTHLY') AS subscriptions_moved_to_monthly,
-    count(s.stripe_subscription_id) FILTER (WHERE s.payment_frequency <> 'MONTHLY') AS stripe_commands,
+    count(s.stripe_subscription_id) FILTER (
+        WHERE s.payment_frequency <> 'MONTHLY' OR s.subscription_id IN (
+            SELECT c.subscription_id FROM billing.frequency_changes AS c WHERE c.state = 'scheduled'
+        )
+    ) AS stripe_commands,
     count(*) FILTER (WHERE s.payment_frequency <> 'MONTHLY' AND m.plan IS NULL) AS without_monthly_price,
     count(*) FILTER (WHERE s.payment_frequency IN ('QUARTERLY', 'YEARLY')) AS paid_ahead,
     (SELECT count(*) FROM billing.frequency_changes AS c WHERE c.state = 'scheduled') AS frequency_changes_canceled
@@ -81,7 +85,8 @@ FROM flag
 WHERE f.feature = :component AND f.reason IS DISTINCT FROM :reason;
 
 -- name: cancel_frequency_changes(rollback_id, now, after, batch_size)^
--- Changes of frequency that wait for their day are canceled.
+-- Changes that wait for their day are canceled, and Stripe, which knows of them, is told the present terms; of those who pay by
+-- another frequency it hears with their move to monthly. Stripe counts from the date that is named: so do we.
 WITH batch AS MATERIALIZED (
     SELECT c.frequency_change_id FROM billing.frequency_changes AS c
     WHERE c.state = 'scheduled' AND c.frequency_change_id > :after
@@ -94,7 +99,37 @@ canceled AS (
     UPDATE billing.frequency_changes AS c SET state = 'canceled'
     FROM batch
     WHERE c.frequency_change_id = batch.frequency_change_id AND c.state = 'scheduled'
-    RETURNING c.frequency_change_id, c.subscription_id
+    RETURNING c.frequency_change_id, c.subscription_id, c.from_frequency <> c.to_frequency AS crosses
+),
+
+raised AS (
+    UPDATE billing.subscriptions AS s
+    SET
+        version = s.version + 1,
+        billing_anchor = CASE WHEN canceled.crosses THEN coalesce(s.next_payment_at, s.billing_anchor) ELSE s.billing_anchor END
+    FROM canceled
+    WHERE
+        s.subscription_id = canceled.subscription_id AND s.payment_frequency = 'MONTHLY' AND s.status <> 'canceled'
+        AND s.stripe_subscription_id IS NOT NULL
+    RETURNING
+        s.subscription_id, s.plan, s.currency, s.amount_minor,
+        s.subscription_id || ':change_price:' || s.version AS command,
+        CASE WHEN canceled.crosses THEN s.next_payment_at END AS next_payment_at
+),
+
+commanded AS (
+    INSERT INTO billing.stripe_commands (idempotency_key, subscription_id, operation, parameters)
+    SELECT
+        raised.command,
+        raised.subscription_id,
+        'change_price',
+        jsonb_strip_nulls(jsonb_build_object(
+            'plan', raised.plan, 'payment_frequency', 'MONTHLY', 'currency', raised.currency,
+            'amount_minor', raised.amount_minor, 'proration', 'none', 'next_payment_at', raised.next_payment_at
+        ))
+    FROM raised
+    ORDER BY raised.subscription_id
+    ON CONFLICT (idempotency_key) DO NOTHING
 ),
 
 archived AS (
@@ -105,9 +140,10 @@ archived AS (
         'frequency_change',
         canceled.frequency_change_id,
         jsonb_build_object('state', 'scheduled', 'subscription_id', canceled.subscription_id),
-        jsonb_build_object('state', 'canceled'),
+        jsonb_build_object('state', 'canceled', 'command', raised.command),
         :now
     FROM canceled
+    LEFT JOIN raised ON canceled.subscription_id = raised.subscription_id
     ON CONFLICT ON CONSTRAINT rollback_entries_pkey DO NOTHING
 )
 

@@ -116,7 +116,8 @@ SELECT
 FROM settled;
 
 -- name: undo_frequency_changes(rollback_id, now, after, batch_size)^
--- Changes of frequency that the rollback canceled wait for their day again, where they still fit their subscription.
+-- Changes that the rollback canceled wait for the end of the period again, where they still fit their subscription, and Stripe
+-- is told of them again.
 WITH batch AS MATERIALIZED (
     SELECT e.subject_id FROM archive.rollback_entries AS e
     WHERE
@@ -131,11 +132,13 @@ WITH batch AS MATERIALIZED (
 judged AS MATERIALIZED (
     SELECT
         batch.subject_id,
+        s.next_payment_at,
         CASE
             WHEN c.frequency_change_id IS NULL THEN 'it is gone'
             WHEN c.state <> 'canceled' THEN 'it was changed since'
             WHEN s.status = 'canceled' THEN 'its subscription was canceled since'
             WHEN s.payment_frequency <> c.from_frequency THEN 'its subscription pays by another frequency now'
+            WHEN s.plan <> c.from_plan THEN 'its subscription is on another plan now'
             WHEN EXISTS (
                 SELECT 1 FROM billing.frequency_changes AS other
                 WHERE other.subscription_id = c.subscription_id AND other.state = 'scheduled'
@@ -147,9 +150,37 @@ judged AS MATERIALIZED (
 ),
 
 restored AS (
-    UPDATE billing.frequency_changes AS c SET state = 'scheduled'
+    UPDATE billing.frequency_changes AS c
+    SET state = 'scheduled', effective_at = coalesce(judged.next_payment_at, c.effective_at)
     FROM judged
     WHERE c.frequency_change_id = judged.subject_id AND judged.left_because IS NULL AND c.state = 'canceled'
+    RETURNING c.subscription_id, c.to_plan, c.from_frequency, c.to_frequency, c.amount_minor
+),
+
+raised AS (
+    UPDATE billing.subscriptions AS s
+    SET version = s.version + 1
+    FROM restored
+    WHERE s.subscription_id = restored.subscription_id AND s.stripe_subscription_id IS NOT NULL
+    RETURNING
+        s.subscription_id, s.version, s.currency, coalesce(restored.to_plan, s.plan) AS plan,
+        restored.to_frequency AS payment_frequency, restored.amount_minor,
+        CASE WHEN restored.from_frequency <> restored.to_frequency THEN s.next_payment_at END AS next_payment_at
+),
+
+commanded AS (
+    INSERT INTO billing.stripe_commands (idempotency_key, subscription_id, operation, parameters)
+    SELECT
+        raised.subscription_id || ':change_price:' || raised.version,
+        raised.subscription_id,
+        'change_price',
+        jsonb_strip_nulls(jsonb_build_object(
+            'plan', raised.plan, 'payment_frequency', raised.payment_frequency, 'currency', raised.currency,
+            'amount_minor', raised.amount_minor, 'proration', 'none', 'next_payment_at', raised.next_payment_at
+        ))
+    FROM raised
+    ORDER BY raised.subscription_id
+    ON CONFLICT (idempotency_key) DO NOTHING
 ),
 
 settled AS (

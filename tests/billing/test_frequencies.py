@@ -93,7 +93,7 @@ def test_a_quote_shows_price_proration_and_dates(company: Connection) -> None:
     assert (found.credit_minor, found.debit_minor, found.net_minor) == (2129, 30003, 27874)
     assert (found.from_amount_minor, found.amount_minor, found.effective_at) == (1000, 10001, NOON)
     assert found.next_payments == tuple(NOON.replace(year=year) for year in (2027, 2028, 2029))
-    assert changes(company) == commands(company) == []
+    assert (changes(company), commands(company)) == ([], [])
 
 
 def test_a_change_now_is_one_row_one_event_and_one_command(company: Connection) -> None:
