@@ -45,6 +45,7 @@ MALFORMED = {
     "control_url": "billing",
     "environment": "prod",
     "stripe_requests_per_second": "fast",
+    "stripe_endpoint_requests_per_second": "0",
     "stripe_pause_mode": "stop",
     "pause_grace_days": "1.5",
     "pause_moves_next_payment": "perhaps",

@@ -141,7 +141,7 @@ def _billing(clock: Clock, limits: HealthLimits) -> tuple[_Check, ...]:
             needs="billing.stripe_commands",
         ),
         _Check(
-            "parked Stripe commands", "parked_commands", {}, "none", "Read last_error, mend the cause, reconcile.",
+            "parked Stripe commands", "parked_commands", {}, "none", "Mend the cause, then: flexpay stripe retry.",
             "warning", needs="billing.stripe_commands",
         ),
         _Check(

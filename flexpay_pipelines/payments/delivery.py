@@ -42,7 +42,8 @@ _LONGEST_EXPONENT = 12
 _TOLD_EVERY_SECONDS = 5.0
 # Enough calls side by side to keep the pace while each takes half a second.
 _SIDE_BY_SIDE_SECONDS = 0.5
-_SIDE_BY_SIDE = (4, 64)
+_FEWEST_SIDE_BY_SIDE = 4
+MOST_SIDE_BY_SIDE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +119,8 @@ class _Relay:
         self._progress = progress
         self._jitter = jitter
         self._totals = totals
-        fewest, most = _SIDE_BY_SIDE
-        self._side_by_side = min(max(math.ceil(gateway.requests_per_second * _SIDE_BY_SIDE_SECONDS), fewest), most)
+        wanted = math.ceil(gateway.requests_per_second * _SIDE_BY_SIDE_SECONDS)
+        self._side_by_side = min(max(wanted, _FEWEST_SIDE_BY_SIDE), MOST_SIDE_BY_SIDE)
         self._window = 2 * self._side_by_side
         self._in_flight: dict[Future[Outcome], int] = {}
         self._answered: SimpleQueue[Future[Outcome]] = SimpleQueue()
