@@ -15,13 +15,16 @@ from flexpay_pipelines.defs import (
     monitoring,
     payments,
     reconciliation,
+    rewards,
     rollback,
 )
 from flexpay_pipelines.defs.console import plain_console
 from flexpay_pipelines.defs.resources import FlexPay
 
 OWNER = "team:billing-platform"
-MODULES = (migrations, backups, billing, payments, reconciliation, analytics, monitoring, rollback, alerts, health)
+MODULES = (
+    migrations, backups, billing, payments, reconciliation, rewards, analytics, monitoring, rollback, alerts, health,
+)  # fmt: skip
 
 
 def _with_defaults(spec: dg.AssetSpec) -> dg.AssetSpec:

@@ -25,6 +25,12 @@ from flexpay_pipelines.billing.pauses import (
     schedule_pause,
 )
 from flexpay_pipelines.billing.quotes import FrequencyQuote, When
+from flexpay_pipelines.billing.reward_changes import (
+    RewardAction,
+    RewardChange,
+    apply_reward_change,
+    plan_reward_change,
+)
 from flexpay_pipelines.billing.reward_settlement import (
     Entries,
     RewardPolicy,
@@ -63,6 +69,8 @@ __all__ = [
     "Pause",
     "PausePolicy",
     "PaymentEffects",
+    "RewardAction",
+    "RewardChange",
     "RewardPolicy",
     "ScheduledChange",
     "SettlementResult",
@@ -72,6 +80,7 @@ __all__ = [
     "When",
     "apply_due_frequency_changes",
     "apply_payment_outcomes",
+    "apply_reward_change",
     "cancel_frequency_change",
     "cancel_pause",
     "change_frequency",
@@ -87,6 +96,7 @@ __all__ = [
     "list_pauses",
     "negative_balances",
     "pauses_by_hour",
+    "plan_reward_change",
     "plan_settlement",
     "plan_sweep",
     "quote_frequency_change",

@@ -69,6 +69,11 @@ class SettlementResult:
     reversed: Entries
     expired: Entries
 
+    @property
+    def by_kind(self) -> dict[str, Entries]:
+        """What was written, by what it is."""
+        return {"granted": self.granted, "reversed": self.reversed, "expired": self.expired}
+
 
 @dataclass
 class _Tally:

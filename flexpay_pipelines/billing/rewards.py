@@ -151,6 +151,11 @@ def reward_entries(connection: Connection, customer_ref: str) -> list[dict[str, 
     return list(queries("billing_rewards").entries_of_customer(connection, customer_ref=customer_ref))
 
 
+def credit_owner(connection: Connection, reward_entry_id: int) -> str:
+    """The reference of the customer whose entry it is (for this package: it is known to be there)."""
+    return str(queries("billing_rewards").credit_owner(connection, reward_entry_id=reward_entry_id))
+
+
 def rewards_on(connection: Connection) -> bool:
     """Whether rewards are deployed, as new as this release, and switched on (for this package)."""
     return feature_enabled(connection, REWARDS) and bool(queries("billing_rewards").rewards_ready(connection))

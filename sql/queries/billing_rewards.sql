@@ -35,6 +35,13 @@ FROM (
 -- A customer's key; null where there is none.
 SELECT customer_id FROM billing.customers WHERE customer_ref = :customer_ref;
 
+-- name: credit_owner(reward_entry_id)$
+-- Whose credit it is.
+SELECT c.customer_ref
+FROM billing.reward_entries AS e
+INNER JOIN billing.customers AS c ON e.customer_id = c.customer_id
+WHERE e.reward_entry_id = :reward_entry_id;
+
 -- name: referrer_of(referred_customer_id)$
 -- Who was rewarded for bringing this customer.
 SELECT c.customer_ref
