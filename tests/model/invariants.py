@@ -12,7 +12,9 @@ from dataclasses import astuple
 from datetime import timedelta
 from typing import Any
 
-from flexpay_pipelines.billing import history_breaks
+from psycopg import sql
+
+from flexpay_pipelines import billing
 from flexpay_pipelines.payments import reconcile
 from tests.model.world import World, quiet
 
@@ -71,7 +73,7 @@ def history_replays(world: World) -> None:
         for row in world.admin.execute("SELECT * FROM billing.subscriptions")
     }
     assert replayed == today
-    assert history_breaks(world.admin) == ()
+    assert billing.history_breaks(world.admin) == ()
 
 
 def pauses_are_in_history_at_their_own_times(world: World) -> None:
@@ -108,6 +110,20 @@ def each_effect_once(world: World) -> None:
             assert "paused" in done, (command, done)
 
 
+def no_balance_is_negative(world: World) -> None:
+    """At no instant, by what was known then and by what is known now."""
+    assert not billing.negative_balances(world.admin)
+    for order in ("reward_entry_id", "occurred_at, reward_entry_id"):
+        low = world.admin.execute(
+            sql.SQL(
+                "SELECT customer_id, occurred_at, balance FROM (SELECT *, sum(effect_minor) OVER"
+                " (PARTITION BY customer_id ORDER BY {}) AS balance FROM billing.reward_entries) AS b"
+                " WHERE balance < 0"
+            ).format(sql.SQL(order))
+        ).fetchall()
+        assert low == [], order
+
+
 def _changes(world: World) -> Iterator[tuple[str, str]]:
     """What changed at Stripe by a command's call: its key, and what."""
     before: dict[str, dict[str, Any]] = {}
@@ -139,4 +155,10 @@ def _command_key(key: str) -> str:
     return ":".join(key.split(":")[:3])
 
 
-ALL = (stripe_agrees, history_replays, pauses_are_in_history_at_their_own_times, each_effect_once)
+ALL = (
+    stripe_agrees,
+    history_replays,
+    pauses_are_in_history_at_their_own_times,
+    each_effect_once,
+    no_balance_is_negative,
+)

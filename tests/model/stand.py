@@ -5,13 +5,17 @@ What belongs here: making and remaking both. What does not: what is done with th
 
 from __future__ import annotations
 
+import json
 import os
 import signal
-from collections.abc import Iterator
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from psycopg import sql
@@ -98,12 +102,53 @@ class Stand:
         _CHILDREN.pop(pid).wait()
         server.start()
 
-    def gateway(self) -> StripeGateway:
-        """The gateway without the SDK's own repetitions, so that each fault is seen, and in a hurry."""
-        return StripeGateway(
+    def gateway(self, after_write: Callable[[], None] = lambda: None) -> StripeGateway:
+        """The gateway without the SDK's own repetitions, so that each fault is seen, and in a hurry.
+
+        Args:
+            after_write: called when Stripe has done what was asked, before we can make a note of it.
+        """
+        made = _Watched(
             self.stripe.api_key, self.stripe.api_base, timeout_seconds=1, max_network_retries=0,
             requests_per_second=10_000, sleep=lambda _: None,
         )  # fmt: skip
+        made.after_write = after_write
+        return made
+
+    def call(self, method: str, path: str) -> dict[str, Any]:
+        """One request past the gateway, as a customer or a person in Stripe's portal makes it; an error's body too."""
+        request = urllib.request.Request(  # noqa: S310 - our own server on loopback
+            self.stripe.api_base + path, method=method, headers={"Authorization": f"Bearer {self.stripe.api_key}"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310 - as above
+                return dict(json.load(answer))
+        except urllib.error.HTTPError as refused:
+            return dict(json.load(refused))
+
+    def invoices(self, subscription: str) -> list[dict[str, Any]]:
+        """All invoices of a subscription, the oldest first."""
+        found: list[dict[str, Any]] = []
+        more, after = True, ""
+        while more:
+            page = self.call("GET", f"/v1/invoices?limit=100&subscription={subscription}{after}")
+            found += page["data"]
+            more, after = page["has_more"], f"&starting_after={found[-1]['id']}" if found else ""
+        return found[::-1]
+
+
+class _Watched(StripeGateway):
+    """The gateway, and a word to whoever wants to cut in after each write."""
+
+    after_write: Callable[[], None]
+
+    def _call(
+        self, method: str, endpoint: str, parameters: dict[str, Any], *, of: str = "", key: str | None = None
+    ) -> dict[str, Any]:
+        answer = super()._call(method, endpoint, parameters, of=of, key=key)
+        if method != "get":
+            self.after_write()
+        return answer
 
 
 @contextmanager

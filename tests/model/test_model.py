@@ -5,17 +5,24 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any, ClassVar
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from tests.model.company import Company, companies
+from flexpay_pipelines.billing import When
+from tests.model.company import FREQUENCIES, Company, companies
 from tests.model.invariants import ALL
 from tests.model.stand import Stand
 from tests.model.world import World
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 
+# The gateway waits one second for an answer.
+SILENCE_SECONDS = 1.2
+WRITE_FAULTS = ("429", "500_before", "500_after", "timeout_after", "reset_before", "reset_after")
+READ_FAULTS = ("429", "500_before", "reset_before", "duplicate_events", "shuffled_events")
+TYPED = ("status = 'canceled'", "quantity = quantity + 1", "amount_minor = amount_minor + 11")
 chosen = st.integers(0, 4)
 ahead = st.sampled_from((timedelta(0), MINUTE, HOUR, 5 * HOUR, DAY, 3 * DAY, 8 * DAY, 30 * DAY))
 lengths = st.sampled_from((timedelta(seconds=1), HOUR, 7 * HOUR, DAY, 2 * DAY, 9 * DAY, 31 * DAY))
@@ -61,6 +68,65 @@ class Machine(RuleBasedStateMachine):
     @rule(number=chosen)
     def a_pause_is_ended_early(self, number: int) -> None:
         self.it.end_pause(self._ref(number))
+
+    @rule(number=chosen, to=st.sampled_from(FREQUENCIES), when=st.sampled_from(("now", "period_end")))
+    def a_customer_changes_the_frequency(self, number: int, to: str, when: When) -> None:
+        self.it.change_frequency(self._ref(number), to, when)
+
+    @rule(number=chosen)
+    def a_change_is_taken_back(self, number: int) -> None:
+        self.it.take_change_back(self._ref(number))
+
+    @rule(number=chosen)
+    def a_customer_cancels_at_stripe(self, number: int) -> None:
+        self.it.cancel_at_stripe(self._ref(number))
+
+    @rule(number=chosen, assignment=st.sampled_from(TYPED))
+    def somebody_types_in_the_database(self, number: int, assignment: str) -> None:
+        self.it.type_in(self._ref(number), assignment)
+
+    @rule(rate=st.sampled_from((0, 0.3, 1)))
+    def cards_are_declined(self, rate: float) -> None:
+        self.it.stripe.set_decline_rate(rate)
+
+    @rule(number=chosen)
+    def a_customer_pays_what_he_owes(self, number: int) -> None:
+        self.it.pay(self._ref(number))
+
+    @rule(number=chosen, amount=st.integers(1, 900), what=st.none() | st.just("spent") | st.just("reversed") | lengths)
+    def credit_is_earned_or_used(self, number: int, amount: int, what: timedelta | str | None) -> None:
+        if what == "spent":
+            self.it.spend(self._ref(number), amount)
+        elif what == "reversed":
+            self.it.reverse(self._ref(number))
+        else:
+            assert not isinstance(what, str)
+            self.it.earn(self._ref(number), amount, lasts=what)
+
+    @rule()
+    def credit_is_settled(self) -> None:
+        self.it.settle_rewards()
+
+    @rule(feature=st.sampled_from(("pauses", "frequencies", "rewards")), on=st.booleans())
+    def a_kill_switch_is_turned(self, feature: str, on: bool) -> None:
+        self.it.switch(feature, on)
+
+    @rule(kind=st.sampled_from(WRITE_FAULTS), number=chosen)
+    def stripe_will_fail_a_write(self, kind: str, number: int) -> None:
+        path = f"POST /v1/subscriptions/{self.it.stripe_id(self._ref(number))}"
+        self.it.stripe.order_fault(kind, match=path, seconds=SILENCE_SECONDS)
+
+    @rule(kind=st.sampled_from(READ_FAULTS), path=st.sampled_from(("events", "invoices", "subscriptions")))
+    def stripe_will_fail_a_read(self, kind: str, path: str) -> None:
+        self.it.stripe.order_fault(kind, match=f"GET /v1/{path}", seconds=SILENCE_SECONDS)
+
+    @rule(after=st.integers(1, 4))
+    def the_connection_will_be_cut(self, after: int) -> None:
+        self.it.fuse = after
+
+    @rule()
+    def the_sandbox_is_killed(self) -> None:
+        self.it.stand.kill()
 
     @rule(by=jumps)
     def time_passes(self, by: timedelta) -> None:
@@ -111,3 +177,8 @@ def _run(url: str, stand: Stand, **more: Any) -> None:
 
 def test_a_company_comes_through_whatever_happens(model_url: str, stand: Stand) -> None:
     _run(model_url, stand, max_examples=25, derandomize=True)
+
+
+@pytest.mark.soak
+def test_many_companies_come_through_whatever_happens(model_url: str, stand: Stand) -> None:
+    _run(model_url, stand, max_examples=3_000)

@@ -16,14 +16,17 @@ from functools import partial
 from typing import Any
 
 import psycopg
+from psycopg import sql
 
 from flexpay_pipelines import billing, payments
 from flexpay_pipelines.clock import FixedClock
 from flexpay_pipelines.errors import BadInput, TransientError
+from flexpay_pipelines.money import PaymentFrequency
 from tests.model.company import Company, found
 from tests.model.stand import Stand, emptied, session, tell_time
 
 HOUR = timedelta(hours=1)
+REWARD_POLICY = billing.RewardPolicy(loyalty={1: 100, 2: 250}, lifetime_days=20, batch_size=2)
 PAUSE_POLICY = billing.PausePolicy(max_days=90, max_per_year=6)
 
 
@@ -36,9 +39,10 @@ class World:
         self.stand = stand
         self.stripe = stand.stripe
         self.url = url
-        self.gateway = stand.gateway()
+        self.gateway = stand.gateway(self._burn)
         # Commits of the worker until its connection is cut; None: never.
         self.fuse: int | None = None
+        self._cut = False
         self.typed: set[str] = set()
         self.admin = session(self.url, "model", self.now)
         self.worker = session(self.url, "worker", self.now)
@@ -70,9 +74,82 @@ class World:
         self._asked(
             partial(
                 billing.schedule_pause, self.admin, subscription_ref=ref, starts_at=starts_at, ends_at=ends_at,
-                kind=kind, reason=None, policy=PAUSE_POLICY, clock=self.clock,
+                kind=kind, reason=None, policy=PAUSE_POLICY, pause_mode=self.company.pause_mode, clock=self.clock,
             )
         )  # fmt: skip
+
+    def change_frequency(self, ref: str, to: str, when: billing.When) -> None:
+        self._asked(
+            partial(
+                billing.change_frequency, self.admin, subscription_ref=ref, to=PaymentFrequency(to), clock=self.clock,
+                when=when,
+            )
+        )  # fmt: skip
+
+    def take_change_back(self, ref: str) -> None:
+        self._asked(partial(billing.cancel_frequency_change, self.admin, subscription_ref=ref, clock=self.clock))
+
+    def cancel_at_stripe(self, ref: str) -> None:
+        """A customer cancels in Stripe's own portal."""
+        self.stand.call("DELETE", f"/v1/subscriptions/{self.stripe_id(ref)}")
+
+    def pay(self, ref: str) -> None:
+        """A customer pays the oldest invoice that is open; the card may be declined again."""
+        owed = [one for one in self.stand.invoices(self.stripe_id(ref)) if one["status"] == "open"]
+        if owed:
+            self.stand.call("POST", f"/v1/invoices/{owed[0]['id']}/pay")
+
+    def type_in(self, ref: str, assignment: str) -> None:
+        """Somebody changes a row by hand, and tells nobody."""
+        self.typed.add(ref)
+        self.admin.execute(
+            sql.SQL("UPDATE billing.subscriptions SET {} WHERE subscription_ref = {} AND status <> 'canceled'").format(
+                sql.SQL(assignment),  # a test's own words
+                ref,
+            )
+        )
+
+    def switch(self, feature: str, on: bool) -> None:
+        billing.set_feature(self.admin, feature, on, "model", self.clock)
+
+    def stripe_id(self, ref: str) -> str:
+        row = self._row("SELECT stripe_subscription_id FROM billing.subscriptions WHERE subscription_ref = %s", ref)
+        assert row is not None
+        return str(row["stripe_subscription_id"])
+
+    # Credit.
+
+    def earn(self, ref: str, amount: int, lasts: timedelta | None) -> None:
+        expires_at = None if lasts is None else self.now + lasts
+        self._asked(
+            partial(
+                billing.earn_reward, self.admin, customer_ref=_customer(ref), amount_minor=amount, reason="model",
+                clock=self.clock, expires_at=expires_at,
+            )
+        )  # fmt: skip
+
+    def spend(self, ref: str, amount: int) -> None:
+        self._asked(
+            partial(
+                billing.spend_reward, self.admin, customer_ref=_customer(ref), amount_minor=amount, reason="model",
+                clock=self.clock,
+            )
+        )  # fmt: skip
+
+    def reverse(self, ref: str) -> None:
+        credits_ = [one for one in billing.reward_entries(self.admin, _customer(ref)) if one["kind"] == "earned"]
+        if credits_:
+            self._asked(
+                partial(
+                    billing.reverse_reward, self.admin, reward_entry_id=credits_[-1]["reward_entry_id"],
+                    reason="model", clock=self.clock,
+                )
+            )  # fmt: skip
+
+    def settle_rewards(self) -> None:
+        self._run(
+            lambda: billing.settle_rewards(self.worker, clock=self.clock, policy=REWARD_POLICY, progress=self._burn)
+        )
 
     def cancel_pause(self, ref: str) -> None:
         row = self._row(
@@ -122,9 +199,13 @@ class World:
             )
         )
 
+    def change_what_is_due(self) -> None:
+        self._run(lambda: billing.apply_due_frequency_changes(self.worker, clock=self.clock, progress=self._burn))
+
     def tick(self) -> None:
         """One hour's work, as production does it."""
         self.sweep()
+        self.change_what_is_due()
         self.deliver()
 
     def mend(self, planned: int) -> None:
@@ -173,8 +254,11 @@ class World:
         """Everything works again, until nothing is left to do."""
         self.fuse = None
         self.stripe.clear_faults()
+        for feature in ("pauses", "frequencies", "rewards"):
+            self.switch(feature, True)
         for _ in range(50):
             self.tick()
+            self.settle_rewards()
             if payments.pending_commands(self.worker) == 0 and self._quiet():
                 return
             self._set_time(self.now + HOUR)
@@ -195,6 +279,7 @@ class World:
             " (SELECT count(*) FROM billing.payments) AS payments,"
             " (SELECT count(*) FROM billing.stripe_events) AS stripe_events,"
             " (SELECT sum(version) FROM billing.subscription_pauses) AS pauses,"
+            " (SELECT count(*) FROM billing.frequency_changes WHERE state = 'scheduled') AS scheduled_changes,"
             " (SELECT count(*) FROM billing.frequency_changes) AS frequency_changes,"
             " (SELECT sum(effect_minor) FROM billing.reward_entries) AS rewards"
         )
@@ -216,17 +301,18 @@ class World:
         with suppress(TransientError, psycopg.OperationalError):
             work()
             finished = True
-        if self.worker.closed or self.worker.broken:
+        if self._cut or self.worker.closed or self.worker.broken:
+            self._cut = False
             self.worker.close()
             self.worker = session(self.url, "worker", self.now)
         return finished
 
-    def _burn(self, _sentence: str) -> None:
+    def _burn(self, _sentence: str = "") -> None:
         """Work has come this far: perhaps it comes no further."""
         if self.fuse is not None:
             self.fuse -= 1
             if self.fuse <= 0:
-                self.fuse = None
+                self.fuse, self._cut = None, True
                 self.admin.execute("SELECT pg_terminate_backend(%s, 5000)", (self.worker.info.backend_pid,))
 
     def _row(self, query: str, *parameters: object) -> dict[str, Any] | None:
@@ -236,6 +322,10 @@ class World:
 def _next_hour(instant: datetime) -> datetime:
     whole = instant.replace(minute=0, second=0, microsecond=0)
     return whole if whole == instant else whole + HOUR
+
+
+def _customer(ref: str) -> str:
+    return f"c{ref[1:]}"
 
 
 def quiet(_sentence: str) -> None:
