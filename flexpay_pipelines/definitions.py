@@ -17,13 +17,15 @@ from flexpay_pipelines.defs import (
     reconciliation,
     rewards,
     rollback,
+    subscriptions,
 )
 from flexpay_pipelines.defs.console import plain_console
 from flexpay_pipelines.defs.resources import FlexPay
 
 OWNER = "team:billing-platform"
 MODULES = (
-    migrations, backups, billing, payments, reconciliation, rewards, analytics, monitoring, rollback, alerts, health,
+    migrations, backups, billing, subscriptions, payments, reconciliation, rewards, analytics, monitoring, rollback,
+    alerts, health,
 )  # fmt: skip
 
 

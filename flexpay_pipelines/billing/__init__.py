@@ -4,7 +4,12 @@ What belongs here: what happens to subscriptions and balances in our own databas
 (`flexpay_pipelines.payments`: billing writes commands, payments delivers them), figures about it (`analytics`).
 """
 
-from flexpay_pipelines.billing.due_changes import AppliedChanges, apply_due_frequency_changes, settle_due_changes
+from flexpay_pipelines.billing.due_changes import (
+    AppliedChanges,
+    apply_due_frequency_changes,
+    overdue_frequency_changes,
+    settle_due_changes,
+)
 from flexpay_pipelines.billing.features import feature_enabled, set_feature
 from flexpay_pipelines.billing.frequencies import (
     ScheduledChange,
@@ -95,6 +100,7 @@ __all__ = [
     "import_directory",
     "list_pauses",
     "negative_balances",
+    "overdue_frequency_changes",
     "pauses_by_hour",
     "plan_reward_change",
     "plan_settlement",

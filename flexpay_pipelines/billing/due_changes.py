@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from flexpay_pipelines.billing.features import feature_enabled, has_table
 from flexpay_pipelines.billing.frequencies import FREQUENCIES
@@ -54,6 +55,13 @@ def apply_due_frequency_changes(
         progress("Frequencies are off or not deployed: no change was made.")
         return AppliedChanges(0, 0, 0)
     return settle_due_changes(connection, clock=clock, progress=progress, batch_size=batch_size)
+
+
+def overdue_frequency_changes(connection: Connection, *, up_to: datetime) -> int:
+    """How many changes were due by an instant and are not made; 0 while frequencies are off."""
+    if not feature_enabled(connection, FREQUENCIES):
+        return 0
+    return int(queries("billing_frequencies").count_due_changes(connection, up_to=up_to))
 
 
 def apply_changes_before_payments(connection: Connection, payment_ids: Sequence[int], *, clock: Clock) -> None:

@@ -134,9 +134,11 @@ def _check(
     if kind != CUSTOMER:
         return
     sql = queries("billing")
-    if ends is None or sql.local_length(
-        connection, starts_at=begins, ends_at=ends, zone=subscription["time_zone"]
-    ) > timedelta(days=policy.max_days):
+    if ends is None:
+        raise BadInput(f"A customer's pause needs an end, at most {policy.max_days} days after it begins.")
+    if sql.local_length(connection, starts_at=begins, ends_at=ends, zone=subscription["time_zone"]) > timedelta(
+        days=policy.max_days
+    ):
         raise BadInput(f"A customer's pause may last at most {policy.max_days} days: give an earlier end.")
     earlier = sql.pauses_within_a_year(
         connection, subscription_id=subscription["subscription_id"], starts_at=begins

@@ -13,7 +13,18 @@ from typing import NoReturn
 
 import typer
 
-from flexpay_pipelines.cli import analytics, backups, billing, deploy, dev, operations, rewards, rollback, stripe
+from flexpay_pipelines.cli import (
+    analytics,
+    backups,
+    billing,
+    deploy,
+    dev,
+    operations,
+    rewards,
+    rollback,
+    stripe,
+    subscriptions,
+)
 from flexpay_pipelines.cli.output import say
 from flexpay_pipelines.errors import EXIT_FAILED, FlexPayError
 
@@ -29,7 +40,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (dev, deploy, billing, rewards, analytics, backups, rollback, operations, stripe):
+for group in (dev, deploy, billing, subscriptions, rewards, analytics, backups, rollback, operations, stripe):
     group.register(app)
 
 

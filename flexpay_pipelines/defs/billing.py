@@ -1,4 +1,4 @@
-"""Billing: due pauses swept by the hour, and data imported.
+"""Billing: due pauses swept by the hour, due changes made, and data imported.
 
 What belongs here: the billing assets, checks and jobs. What does not: any rule of billing (`billing`).
 """
@@ -17,6 +17,9 @@ FIRST_HOUR = "2025-01-01-00:00"
 HOURS = dg.HourlyPartitionsDefinition(start_date=FIRST_HOUR)
 STRIPE_EVENTS = dg.AssetKey(["billing", "stripe_events"])
 PAUSE_SWEEP = dg.AssetKey(["billing", "pause_sweep"])
+FREQUENCY_CHANGES = dg.AssetKey(["billing", "frequency_changes"])
+# Without the mapping Dagster would look at every hour that there ever was.
+LAST_SWEEP = dg.AssetDep(PAUSE_SWEEP, partition_mapping=dg.LastPartitionMapping())
 
 
 @dg.asset(
@@ -59,6 +62,35 @@ def nothing_overdue(flexpay: FlexPay) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(passed=left.oldest_due_at is None, metadata=figures(left))
 
 
+@dg.asset(
+    key=FREQUENCY_CHANGES,
+    deps=[LAST_SWEEP, schema_key("frequencies")],
+    group_name=GROUP,
+    kinds={"postgres"},
+    pool="billing_db",
+)
+def frequency_changes(context: dg.AssetExecutionContext, flexpay: FlexPay) -> dg.MaterializeResult[None]:
+    """Every change of plan or frequency whose period has ended: the new terms hold, as Stripe bills them already."""
+    from flexpay_pipelines.billing import apply_due_frequency_changes
+
+    with flexpay.step(context, "change frequencies", "due changes") as step:
+        result = apply_due_frequency_changes(step.billing, clock=step.clock, progress=step.progress)
+        step.details = {"applied": result.applied, "postponed": result.postponed, "dropped": result.dropped}
+        return dg.MaterializeResult(metadata=figures(result))
+
+
+@dg.asset_check(asset=FREQUENCY_CHANGES)
+def no_change_overdue(flexpay: FlexPay) -> dg.AssetCheckResult:
+    """No change of plan or frequency is left that was due an hour ago or earlier."""
+    from datetime import timedelta
+
+    from flexpay_pipelines.billing import overdue_frequency_changes
+
+    with flexpay.session("frequency check") as session:
+        left = overdue_frequency_changes(session.billing, up_to=session.clock.now() - timedelta(hours=1))
+    return dg.AssetCheckResult(passed=left == 0, metadata={"overdue": left})
+
+
 class ImportConfig(dg.Config):
     """Where the files are."""
 
@@ -85,4 +117,6 @@ def import_data() -> None:
     import_files()
 
 
-defs = dg.Definitions(assets=[pause_sweep], asset_checks=[nothing_overdue], jobs=[import_data])
+defs = dg.Definitions(
+    assets=[pause_sweep, frequency_changes], asset_checks=[nothing_overdue, no_change_overdue], jobs=[import_data]
+)

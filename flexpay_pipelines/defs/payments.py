@@ -12,7 +12,7 @@ import dagster as dg
 from pydantic import Field
 
 from flexpay_pipelines.clock import Clock
-from flexpay_pipelines.defs.billing import PAUSE_SWEEP
+from flexpay_pipelines.defs.billing import FREQUENCY_CHANGES, LAST_SWEEP, PAUSE_SWEEP
 from flexpay_pipelines.defs.migrations import schema_key
 from flexpay_pipelines.defs.presentation import figures, table
 from flexpay_pipelines.defs.resources import FlexPay, Session, Step
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 GROUP = "billing"
 STRIPE_EVENTS = dg.AssetKey(["billing", "stripe_events"])
 STRIPE_DELIVERY = dg.AssetKey(["billing", "stripe_delivery"])
-# Without the mapping Dagster would look at every hour that there ever was.
-LAST_SWEEP = dg.AssetDep(PAUSE_SWEEP, partition_mapping=dg.LastPartitionMapping())
 OUTBOUND = dg.RetryPolicy(max_retries=3, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 
 
@@ -100,12 +98,25 @@ def no_card_data(flexpay: FlexPay) -> dg.AssetCheckResult:
 
 
 @dg.asset(
-    key=STRIPE_DELIVERY, deps=[LAST_SWEEP], group_name=GROUP, kinds={"stripe"}, pool="stripe", retry_policy=OUTBOUND
+    key=STRIPE_DELIVERY,
+    deps=[LAST_SWEEP, FREQUENCY_CHANGES],
+    group_name=GROUP,
+    kinds={"stripe"},
+    pool="stripe",
+    retry_policy=OUTBOUND,
 )
 def stripe_delivery(context: dg.AssetExecutionContext, flexpay: FlexPay) -> dg.MaterializeResult[None]:
     """The commands that changes asked for, told to Stripe in order and once each, at the pace that it allows."""
     with flexpay.step(context, "deliver", "stripe commands") as step:
         return dg.MaterializeResult(metadata=figures(deliver_waiting(step)))
+
+
+@dg.op(ins={"start": dg.In(dg.Nothing)}, pool="stripe", retry_policy=OUTBOUND)
+def tell_stripe(context: dg.OpExecutionContext, flexpay: FlexPay) -> None:
+    """Deliver what was just decided at once, not at the next exchange."""
+    with flexpay.step(context, "deliver", "stripe commands") as step:
+        result = deliver_waiting(step)
+        context.add_output_metadata(figures(result))
 
 
 def deliver_waiting(step: Step) -> "DeliveryResult":
@@ -170,8 +181,8 @@ stripe_exchange = dg.define_asset_job(
 )
 hourly_pause_sweep = dg.define_asset_job(
     "hourly_pause_sweep",
-    selection=dg.AssetSelection.assets(STRIPE_EVENTS, PAUSE_SWEEP, STRIPE_DELIVERY),
-    description="Take Stripe's events in, carry every due pause out, tell Stripe.",
+    selection=dg.AssetSelection.assets(STRIPE_EVENTS, PAUSE_SWEEP, FREQUENCY_CHANGES, STRIPE_DELIVERY),
+    description="Take Stripe's events in, carry every due pause and change out, tell Stripe.",
 )
 
 defs = dg.Definitions(

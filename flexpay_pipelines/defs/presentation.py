@@ -43,7 +43,7 @@ def _value(value: Any) -> dg.MetadataValue:
 def _plain(value: float | str) -> dg.MetadataValue:
     if isinstance(value, int):
         return dg.MetadataValue.int(value)
-    return dg.MetadataValue.float(value) if isinstance(value, float) else dg.MetadataValue.text(value)
+    return dg.MetadataValue.float(value) if isinstance(value, float) else dg.MetadataValue.text(str(value))
 
 
 def _jsonable(value: Any) -> Any:

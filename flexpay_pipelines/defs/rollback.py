@@ -6,7 +6,7 @@ What belongs here: the rollback jobs. What does not: when to roll back (`monitor
 import dagster as dg
 from pydantic import Field
 
-from flexpay_pipelines.defs.payments import OUTBOUND, deliver_waiting
+from flexpay_pipelines.defs.payments import tell_stripe
 from flexpay_pipelines.defs.presentation import figures
 from flexpay_pipelines.defs.resources import FlexPay
 
@@ -24,14 +24,6 @@ class RollbackConfig(dg.Config):
     revert_schema: bool = Field(
         default=False, description="Also set the component's tables aside. Only a person may ask for this."
     )
-
-
-@dg.op(ins={"start": dg.In(dg.Nothing)}, pool="stripe", retry_policy=OUTBOUND)
-def tell_stripe(context: dg.OpExecutionContext, flexpay: FlexPay) -> None:
-    """Deliver what the rollback asks of Stripe at once, not at the next hour."""
-    with flexpay.step(context, "deliver", "stripe commands") as step:
-        result = deliver_waiting(step)
-        context.add_output_metadata(figures(result))
 
 
 def _rollback_job(component: str) -> dg.JobDefinition:

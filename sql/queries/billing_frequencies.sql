@@ -147,6 +147,13 @@ WHERE stripe_subscription_id IS NOT NULL;
 -- A change that waits for the end of the period is taken back.
 UPDATE billing.frequency_changes SET state = 'canceled' WHERE frequency_change_id = :frequency_change_id AND state = 'scheduled';
 
+-- name: count_due_changes(up_to)$
+-- How many changes were due by an instant and are not made; while a subscription is paused its change is not due.
+SELECT count(*)
+FROM billing.frequency_changes AS f
+INNER JOIN billing.subscriptions AS s ON f.subscription_id = s.subscription_id
+WHERE f.state = 'scheduled' AND f.effective_at <= :up_to AND s.status <> 'paused';
+
 -- name: hold_due_changes(now, payment_ids, batch_size)
 -- Changes whose day has come (with payment_ids: of these payments' subscriptions), locked with their subscriptions. A paused one
 -- keeps its change, unless Stripe heard of the pause only when the period had turned.

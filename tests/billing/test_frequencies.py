@@ -18,6 +18,7 @@ from flexpay_pipelines.billing import (
     cancel_frequency_change,
     change_frequency,
     end_pause_now,
+    overdue_frequency_changes,
     quote_frequency_change,
     schedule_pause,
     scheduled_change,
@@ -179,8 +180,10 @@ def test_a_change_that_was_held_up_counts_what_was_paid_meanwhile(company: Conne
         pay(company, END + week * 7 * DAY + timedelta(minutes=1))
     assert (apply(company, END + 15 * DAY).applied, terms(company)[1]) == (0, "MONTHLY")
     set_feature(company, "frequencies", True, "over", clock_at())
+    assert overdue_frequency_changes(company, up_to=END) == 1
     assert apply(company, END + 15 * DAY).applied == 1
     assert terms(company) == ("pro", "WEEKLY", 250, END, END + 21 * DAY)
+    assert overdue_frequency_changes(company, up_to=END) == 0
 
 
 @pytest.mark.parametrize("moves", [True, False])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -216,11 +217,12 @@ def test_a_pause_that_has_just_begun_or_is_overdue_can_end(billing: Connection) 
 def test_nothing_is_granted_while_pauses_are_off(billing: Connection) -> None:
     make_company(billing)
     set_feature(billing, "pauses", False, "incident", clock_at())
-    for refused in (
+    refusals: tuple[Callable[[], Any], ...] = (
         lambda: ask(billing),
         lambda: cancel_pause(billing, pause_ref="x", clock=clock_at()),
         lambda: end_pause_now(billing, subscription_ref="s1", clock=clock_at()),
-    ):
+    )
+    for refused in refusals:
         with pytest.raises(BadInput, match="'pauses' is off"):
             refused()
     with pytest.raises(BadInput, match="'teleport' is not a deployed component"):
