@@ -133,7 +133,8 @@ class _Relay:
         left = math.inf if limit is None else limit
         threads = ThreadPoolExecutor(self._side_by_side, thread_name_prefix="stripe")
         try:
-            left -= self._claim(threads, left)
+            with self._connection.transaction():
+                left -= self._claim(threads, left)
             while self._in_flight:
                 outcomes = self._next_answers()
                 with self._connection.transaction():
@@ -152,11 +153,10 @@ class _Relay:
         full = len(self._in_flight) > self._side_by_side or (self._exhausted and self._in_flight)
         if room <= 0 or full or self._stopping:
             return 0
-        now = self._clock.now()
+        now, catalogue = self._clock.now(), queries("payments_delivery")
+        catalogue.walk_the_queue(self._connection)
         commands = list(
-            queries("payments_delivery").next_commands(
-                self._connection, now=now, in_flight=list(self._in_flight.values()), most=room
-            )
+            catalogue.next_commands(self._connection, now=now, in_flight=list(self._in_flight.values()), most=room)
         )
         for command in commands:
             future = threads.submit(self._send, command, now)

@@ -11,6 +11,14 @@ SET state = 'superseded', last_error = 'the subscription is canceled'
 FROM billing.subscriptions AS s
 WHERE s.subscription_id = c.subscription_id AND s.status = 'canceled' AND c.state = 'pending' AND c.operation <> 'cancel';
 
+-- name: walk_the_queue()^
+-- For this transaction: the queue is walked from its head, also where statistics do not know yet how long it has become.
+SELECT
+    set_config('enable_sort', 'off', TRUE) AS enable_sort,
+    set_config('enable_hashjoin', 'off', TRUE) AS enable_hashjoin,
+    set_config('enable_mergejoin', 'off', TRUE) AS enable_mergejoin,
+    set_config('enable_bitmapscan', 'off', TRUE) AS enable_bitmapscan;
+
 -- name: next_commands(now, in_flight, most)
 -- The oldest pending command of each subscription that has none in flight, where it may be sent by now.
 SELECT
