@@ -22,6 +22,8 @@ ZONES = [
     "America/New_York",
     "Asia/Kathmandu",
     "Australia/Lord_Howe",
+    "Africa/Cairo",
+    "Pacific/Apia",
     "America/Sao_Paulo",
     "Asia/Tokyo",
 ]
@@ -62,6 +64,31 @@ def test_the_nth_payment_has_the_local_date_and_time_of_the_anchor(
     assert found in readings(local, zone)
     if len(readings(local, zone)) == 1:
         assert found.astimezone(ZoneInfo(zone)).replace(tzinfo=None) == local
+
+
+@pytest.mark.parametrize(
+    ("anchor", "frequency", "zone", "dates"),
+    [
+        ("2027-01-31T10:00Z", "MONTHLY", "UTC", ["2027-02-28T10:00Z", "2027-03-31T10:00Z", "2027-04-30T10:00Z"]),
+        ("2028-01-31T10:00Z", "MONTHLY", "UTC", ["2028-02-29T10:00Z", "2028-03-31T10:00Z"]),
+        ("2027-11-30T10:00Z", "QUARTERLY", "UTC", ["2028-02-29T10:00Z", "2028-05-30T10:00Z"]),
+        ("2028-02-29T10:00Z", "YEARLY", "UTC", ["2029-02-28T10:00Z", "2030-02-28T10:00Z", "2031-02-28T10:00Z",
+                                                 "2032-02-29T10:00Z"]),
+        # Late on the 31st in New York is the 1st in UTC: the customer's own day counts.
+        ("2027-02-01T03:00Z", "MONTHLY", "America/New_York", ["2027-03-01T03:00Z", "2027-04-01T02:00Z"]),
+        # 02:30 is missing on 28 March in Berlin, and paid when the clock has passed it; on 31 October it comes twice.
+        ("2027-03-21T01:30Z", "WEEKLY", "Europe/Berlin", ["2027-03-28T01:30Z", "2027-04-04T00:30Z"]),
+        ("2027-10-17T00:30Z", "BIWEEKLY", "Europe/Berlin", ["2027-10-31T01:30Z", "2027-11-14T01:30Z"]),
+        # There was no 30 December 2011 in Apia.
+        ("2011-11-30T22:00Z", "MONTHLY", "Pacific/Apia", ["2011-12-30T22:00Z", "2012-01-29T22:00Z"]),
+    ],
+)  # fmt: skip
+def test_dates_that_calendars_get_wrong(
+    billing: Connection, anchor: str, frequency: str, zone: str, dates: list[str]
+) -> None:
+    began = datetime.fromisoformat(anchor)
+    found = [payment_at(billing, began, frequency, n, zone) for n in range(1, len(dates) + 1)]
+    assert found == [datetime.fromisoformat(date) for date in dates]
 
 
 @same_database
