@@ -62,7 +62,7 @@ def last_full_hour(now: datetime) -> str:
 
 
 def sweep(plan: PlanOnly = False, yes: Yes = False, as_json: AsJson = False) -> None:
-    """Start, end and suspend every pause that is due, whenever it was due, and tell Stripe."""
+    """Start, end and suspend every pause that is due, make every change that is, whenever it was, and tell Stripe."""
     from flexpay_pipelines.billing import plan_sweep
     from flexpay_pipelines.defs.resources import session
 
@@ -74,6 +74,7 @@ def sweep(plan: PlanOnly = False, yes: Yes = False, as_json: AsJson = False) -> 
             outcome = require(run_job("hourly_pause_sweep", on=on, partitions=(hour, hour)))
             show(
                 {"run_id": outcome.run_id, **outcome.outputs["billing/pause_sweep"],
+                 **{f"changes_{k}": v for k, v in outcome.outputs["billing/frequency_changes"].items()},
                  **{f"stripe_{k}": v for k, v in outcome.outputs["billing/stripe_delivery"].items()}},
                 as_json=as_json, title="Swept",
             )  # fmt: skip
