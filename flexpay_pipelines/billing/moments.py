@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, date, datetime
+from typing import TypeVar
 
 from flexpay_pipelines.clock import parse_instant
 from flexpay_pipelines.database import Connection
@@ -19,6 +20,9 @@ from flexpay_pipelines.sql import queries
 
 NOW = "now"
 MOST_DAYS = 36_500
+# As the data contract has it.
+YEARS = range(1900, 3000)
+Moment = TypeVar("Moment", date, datetime)
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
@@ -39,13 +43,19 @@ def instant_of(connection: Connection, given: datetime | str, *, zone: str, now:
     if given == NOW:
         return now
     if not _DAY.fullmatch(given):
-        return parse_instant(given)
+        return _in_our_time(parse_instant(given))
     try:
-        day = date.fromisoformat(given)
+        day = _in_our_time(date.fromisoformat(given))
     except ValueError:
         raise BadInput(f"'{given}' is not a day of the calendar.") from None
     found: datetime = queries("billing").start_of_day(connection, day=day, zone=zone)
     return found.astimezone(UTC)
+
+
+def _in_our_time(moment: Moment) -> Moment:
+    if moment.year not in YEARS:
+        raise BadInput(f"'{moment.isoformat()}' lies outside the years {YEARS[0]} to {YEARS[-1]}.")
+    return moment
 
 
 def days_after(connection: Connection, instant: datetime, days: int, *, zone: str) -> datetime:

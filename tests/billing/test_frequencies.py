@@ -29,6 +29,7 @@ from flexpay_pipelines.clock import FixedClock
 from flexpay_pipelines.database import Connection, opened
 from flexpay_pipelines.errors import BadInput
 from flexpay_pipelines.money import PaymentFrequency
+from flexpay_pipelines.sql import MIGRATIONS_ROOT
 from tests.billing.helpers import DAY, NOON, add_payment, clock_at, commands, events, make_company, subscription, sweep
 
 ANCHOR = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -268,6 +269,17 @@ def test_taking_back_a_change_of_plan_moves_no_date(company: Connection) -> None
     assert terms(company) == ("pro", "MONTHLY", 1000, ANCHOR, END)
     assert [parameters["plan"] for _, parameters in commands(company)] == ["max", "pro"]
     assert not any("next_payment_at" in parameters for _, parameters in commands(company))
+
+
+def test_the_migration_sets_changes_of_plan_aside_and_brings_them_back(company: Connection) -> None:
+    change(company, to=YEARLY)
+    change(company, "s2", to_plan="max")
+    change(company, "s3", to_plan="max", to=YEARLY)
+    before = changes(company)
+    for step, number in (("verify", 3), ("revert", 2), ("deploy", 3), ("verify", 3)):
+        company.execute((MIGRATIONS_ROOT / "frequencies" / f"0002_plan_changes.{step}.sql").read_bytes())
+        assert len(changes(company)) == number
+    assert changes(company) == before
 
 
 @pytest.mark.parametrize("status", ["paused", "past_due", "suspended", "canceled"])

@@ -97,6 +97,8 @@ def test_a_dry_run_answers_and_changes_nothing(billing: Connection) -> None:
         ({"starts_at": datetime(2026, 4, 1)}, "offset from UTC"),  # noqa: DTZ001 - what is refused
         ({"starts_at": "2026-04-01T10:00"}, "offset from UTC"),
         ({"starts_at": "2026-02-30"}, "not a day of the calendar"),
+        ({"starts_at": "0001-01-01"}, "outside the years 1900 to 2999"),
+        ({"ends_at": "9999-12-31T23:00-05:00"}, "outside the years 1"),
         ({"starts_at": "tomorrow"}, "'tomorrow' is not an ISO-8601 time"),
         ({"days": 3}, "not both"),
         ({"days": 0, "ends_at": None}, "between 1 and 36,500"),
