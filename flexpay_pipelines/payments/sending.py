@@ -96,6 +96,9 @@ def _send(sending: _Sending) -> Outcome:
         settled = _settled(sending, present)
         if settled is not None:
             return settled
+    if command["operation"] == "pause" and _is_over(sending):
+        # Stripe may have ended it by itself: told again, it would have no end. The resume that follows moves the date.
+        return sending.outcome("superseded", "the pause was over before Stripe was told of it")
     _OPERATIONS[command["operation"]](sending, present)
     return sending.outcome("delivered")
 
@@ -124,7 +127,7 @@ def _shows_effect(sending: _Sending, present: Object) -> bool:
     paused = present["pause_collection"] is not None or present["status"] == "paused"
     if operation == "pause" and paused:
         ends = (present["pause_collection"] or {}).get("resumes_at")
-        return present["status"] == "paused" or ends == _future(sending, "resumes_at")
+        return present["status"] == "paused" or ends == _instant(sending, "resumes_at")
     return operation == "resume" and not paused and _in_time(sending, present)
 
 
@@ -155,12 +158,14 @@ def _refused(sending: _Sending, error: StripePermanent) -> Outcome:
 
 
 def _future(sending: _Sending, name: str) -> int | None:
-    """An instant of the parameters in epoch seconds, where it is given and still to come: Stripe takes no other.
-
-    A pause whose end has passed is ended by the resume that follows.
-    """
+    """An instant of the parameters in epoch seconds, where it is given and still to come: Stripe takes no other."""
     instant = _instant(sending, name)
     return None if instant is None or instant <= sending.now.timestamp() else instant
+
+
+def _is_over(sending: _Sending) -> bool:
+    ends = _instant(sending, "resumes_at")
+    return ends is not None and ends <= sending.now.timestamp()
 
 
 def _instant(sending: _Sending, name: str) -> int | None:
@@ -173,7 +178,7 @@ def _pause(sending: _Sending, _present: Object) -> None:
     sending.gateway.pause(
         sending.identifier,
         mode=sending.parameters["mode"],
-        resumes_at=_future(sending, "resumes_at"),
+        resumes_at=_instant(sending, "resumes_at"),
         key=sending.key,
     )
 

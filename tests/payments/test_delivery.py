@@ -170,6 +170,24 @@ def test_each_failure_ends_in_one_effect(
     assert _updates(stripe) == 1
 
 
+@pytest.mark.parametrize("fault", ["reset_before", "reset_after", "500_after"])
+def test_a_pause_that_is_over_is_not_begun_again(
+    company: Connection, gateway: StripeGateway, clock: FixedClock, stripe: StripeSandbox, fault: str
+) -> None:
+    """Stripe ended it by itself; told once more, it would have no end, and the next payment would be voided."""
+    ends = NOW + timedelta(hours=1)
+    pause = command(company, "s1", "pause", json.dumps({"mode": "collection", "resumes_at": ends.isoformat()}))
+    stripe.order_fault(fault, match="POST /v1/subscriptions")
+    assert _deliver(company, gateway, clock).retried == 1
+    clock.advance(timedelta(hours=2))
+    stripe.advance(clock.now())
+    paused = _updates(stripe)
+    assert _deliver(company, gateway, clock).remaining == 0
+    assert outbox(company) == {pause: "superseded"}
+    assert gateway.subscription(stripe_id(company, "s1"))["pause_collection"] is None
+    assert _updates(stripe) == paused
+
+
 def test_retry_after_is_honoured(
     company: Connection, gateway: StripeGateway, clock: FixedClock, stripe: StripeSandbox
 ) -> None:
