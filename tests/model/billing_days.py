@@ -155,8 +155,8 @@ def _happenings(world: World, ref: str) -> deque[dict[str, Any]]:
     """Pauses that were begun, and changes of frequency that were made, in their order."""
     rows = world.admin.execute(
         "SELECT 'pause' AS what, starts_at AS at, ends_at, NULL AS to_frequency, 1 AS rank"
-        " FROM billing.subscription_pauses JOIN billing.subscriptions USING (subscription_id) WHERE subscription_ref = %(ref)s"
-        " AND kind <> 'payment_failure' AND subscription_pauses.state IN ('active', 'completed')"
+        " FROM billing.subscription_pauses JOIN billing.subscriptions USING (subscription_id)"
+        " WHERE subscription_ref = %(ref)s AND kind <> 'payment_failure' AND subscription_pauses.state IN ('active', 'completed')"
         " UNION ALL SELECT CASE WHEN requested_at = effective_at THEN 'now' ELSE 'period end' END, effective_at, NULL,"
         " to_frequency, 0 FROM billing.frequency_changes JOIN billing.subscriptions USING (subscription_id)"
         " WHERE subscription_ref = %(ref)s AND state = 'applied'"
