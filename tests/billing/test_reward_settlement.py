@@ -16,6 +16,8 @@ from flexpay_pipelines.billing import (
     RewardPolicy,
     SettlementResult,
     earn_reward,
+    excess_write_offs,
+    negative_balances,
     plan_settlement,
     reward_balance,
     set_feature,
@@ -245,6 +247,27 @@ def test_two_settlements_and_a_spender_at_once(billing_url: str, billing: Connec
     assert set(expired.values()) <= {49, 50}
     for ref, amount in expired.items():
         assert reward_balance(billing, ref) == 500 + 50 - 1 - amount
+
+
+def test_the_checks_see_what_the_triggers_would_have_refused(billing: Connection) -> None:
+    make_company(billing, 2, anchor=START)
+    credit = refer(billing, START)
+    assert negative_balances(billing) == excess_write_offs(billing) == []
+    billing.execute("ALTER TABLE billing.reward_entries DISABLE TRIGGER reward_entries_balance")
+    for ref, amount in (("c1", 60), ("c1", 70), ("c2", 5)):
+        billing.execute(
+            "INSERT INTO billing.reward_entries (customer_id, occurred_at, kind, amount_minor, credit_id)"
+            " SELECT customer_id, now(), 'reversed', %s, %s FROM billing.customers WHERE customer_ref = %s",
+            (amount, credit, ref),
+        )
+    assert negative_balances(billing) == [
+        {"customer_ref": "c1", "balance_minor": -30}, {"customer_ref": "c2", "balance_minor": -5},
+    ]  # fmt: skip
+    # The credit of c1 is none of c2's.
+    assert excess_write_offs(billing) == [
+        {"customer_ref": "c1", "credit_id": credit, "earned_minor": 100, "taken_minor": 130},
+        {"customer_ref": "c2", "credit_id": credit, "earned_minor": 0, "taken_minor": 5},
+    ]
 
 
 # Random lives against a reference that walks through them one by one.
