@@ -5,10 +5,18 @@ report. What does not: changing billing data, judging releases (`monitoring`), D
 Every formula stands in docs/metrics.md.
 """
 
+from flexpay_pipelines.analytics.balances import (
+    deferred_revenue,
+    paused_revenue,
+    rewards_deployed,
+    rewards_liability,
+)
 from flexpay_pipelines.analytics.checks import freshness, identity_breaks, interval_breaks
 from flexpay_pipelines.analytics.churn_risk import ChurnRisk, refresh_churn_risk
-from flexpay_pipelines.analytics.export import DATASETS, FORMATS, export_dataset
-from flexpay_pipelines.analytics.figures import SEGMENTS, churn, cohorts, movements, payments_health, summary
+from flexpay_pipelines.analytics.datasets import DATASETS
+from flexpay_pipelines.analytics.export import FORMATS, export_dataset
+from flexpay_pipelines.analytics.figures import SEGMENTS, churn, cohorts, movements, summary
+from flexpay_pipelines.analytics.payment_figures import dunning, payments_health
 from flexpay_pipelines.analytics.policy import DEFINITION, GRAINS, STRIPE_DEFINITION, MetricPolicy
 from flexpay_pipelines.analytics.refresh import RefreshResult, refresh
 from flexpay_pipelines.analytics.report import ReportFiles, daily_report, trend_svg
@@ -28,15 +36,20 @@ __all__ = [
     "churn",
     "cohorts",
     "daily_report",
+    "deferred_revenue",
+    "dunning",
     "export_dataset",
     "freshness",
     "identity_breaks",
     "interval_breaks",
     "key_figures",
     "movements",
+    "paused_revenue",
     "payments_health",
     "refresh",
     "refresh_churn_risk",
+    "rewards_deployed",
+    "rewards_liability",
     "summary",
     "trend_svg",
 ]

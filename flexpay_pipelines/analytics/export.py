@@ -1,6 +1,6 @@
 """Figures as files: CSV and Parquet with exactly the columns of docs/data-contract.md.
 
-What belongs here: datasets, columns, types, writing. What does not: how a figure is computed (`figures`).
+What belongs here: checking what is asked for, writing. What does not: what is in a dataset (`datasets`).
 """
 
 from __future__ import annotations
@@ -9,149 +9,20 @@ import contextlib
 import csv
 import os
 import tempfile
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Generator, Iterable
 from datetime import datetime
 from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from flexpay_pipelines.analytics import figures
-from flexpay_pipelines.analytics.policy import MetricPolicy, Span, check_currency, choice, parse_span
+from flexpay_pipelines.analytics.datasets import DATASETS, Columns, Dataset, Request
+from flexpay_pipelines.analytics.policy import MetricPolicy, check_currency, choice, parse_span
 from flexpay_pipelines.database import Connection
 from flexpay_pipelines.errors import BadInput, disk_errors
 
 FORMATS = ("csv", "parquet")
 BATCH_ROWS = 50_000
-
-# What a column holds: text; int; minor (annualised minor units: whole in native currency, exact when converted);
-# money (minor units with four decimals); rate (a share or a ratio, six decimals).
-Columns = Mapping[str, str]
-
-_AMOUNTS = (
-    "start",
-    "new",
-    "reactivation",
-    "expansion",
-    "contraction",
-    "churn",
-    "paused",
-    "resumed",
-    "transfer",
-    "fx",
-    "end",
-)
-_RATES = ("customer_churn_rate", "gross_mrr_churn", "net_mrr_churn", "nrr", "grr", "quick_ratio")
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What one export asks for, checked."""
-
-    periods: Span
-    by: str | None
-    currency: str | None
-    known_at: datetime | None
-    policy: MetricPolicy
-
-
-@dataclass(frozen=True, slots=True)
-class Dataset:
-    """A dataset: its columns in order, where its rows come from, and what may be asked of it."""
-
-    columns: Columns
-    rows: Callable[[Connection, Request], Iterable[dict[str, Any]]]
-    segments: tuple[str, ...] = ()
-    has_amounts: bool = True
-    grains: tuple[str, ...] = ("day", "month")
-
-
-def _movements(connection: Connection, ask: Request) -> Iterator[dict[str, Any]]:
-    return figures.iterate_movements(
-        connection, ask.periods, known_at=ask.known_at, reporting_currency=ask.currency, policy=ask.policy
-    )
-
-
-def _summary(connection: Connection, ask: Request) -> Iterator[dict[str, Any]]:
-    return figures.iterate_summary(
-        connection, ask.periods, by=ask.by, known_at=ask.known_at, reporting_currency=ask.currency, policy=ask.policy
-    )
-
-
-def _churn(connection: Connection, ask: Request) -> list[dict[str, Any]]:
-    return figures.churn(
-        connection,
-        start=ask.periods.first,
-        end=ask.periods.last,
-        grain=ask.periods.grain,
-        known_at=ask.known_at,
-        reporting_currency=ask.currency,
-        policy=ask.policy,
-    )
-
-
-def _cohorts(connection: Connection, ask: Request) -> list[dict[str, Any]]:
-    return figures.cohorts(
-        connection,
-        start=ask.periods.first,
-        end=ask.periods.last,
-        known_at=ask.known_at,
-        reporting_currency=ask.currency,
-        policy=ask.policy,
-    )
-
-
-def _payments_health(connection: Connection, ask: Request) -> list[dict[str, Any]]:
-    return figures.payments_health(
-        connection, start=ask.periods.first, end=ask.periods.last, grain=ask.periods.grain, known_at=ask.known_at
-    )
-
-
-DATASETS: Mapping[str, Dataset] = {
-    "mrr-movements": Dataset(
-        {
-            "period": "text",
-            "customer_id": "text",
-            "currency": "text",
-            "movement": "text",
-            "annualised_minor": "minor",
-            "mrr": "money",
-        },
-        _movements,
-        segments=("customer",),
-    ),
-    "mrr-summary": Dataset(
-        {"period": "text", "segment": "text", "currency": "text"}
-        | dict.fromkeys(_AMOUNTS, "minor")
-        | dict.fromkeys(("customers", "paying_customers", "subscriptions", "paused_subscriptions"), "int"),
-        _summary,
-        segments=figures.SEGMENTS,
-    ),
-    "churn": Dataset(
-        {"period": "text", "definition": "text", "customers_start": "int", "customers_churned": "int"}
-        | dict.fromkeys(_RATES, "rate")
-        | {"arpa": "money", "ltv": "money", "pause_rate": "rate"},
-        _churn,
-    ),
-    "cohorts": Dataset(
-        {"cohort": "text", "period": "text", "months": "int", "currency": "text"}
-        | dict.fromkeys(("customers_start", "customers", "paying_customers"), "int")
-        | {"customer_retention": "rate", "start": "minor", "end": "minor", "run_rate_retention": "rate"},
-        _cohorts,
-        grains=("month",),
-    ),
-    "payments-health": Dataset(
-        {"period": "text", "payment_frequency": "text", "attempts": "int", "succeeded": "int", "failed": "int"}
-        | {"success_rate": "rate"}
-        | dict.fromkeys(
-            ("issuer_decline", "block", "integration_error", "provider_error", "other_failure", "recovered"), "int"
-        ),
-        _payments_health,
-        segments=("payment_frequency",),
-        has_amounts=False,
-    ),
-}
 
 
 def export_dataset(
@@ -173,7 +44,7 @@ def export_dataset(
     Args:
         start: the first period, `2026-01-31` at day grain, `2026-01` at month grain.
         end: the last period, included.
-        by: the segment of mrr-summary; None: the total.
+        by: the segment; None: the total of mrr-summary, the payment frequencies of payments.
         currency: report amounts in this currency; None: each in its own.
         known_at: show what was known then; None: now.
 
@@ -192,7 +63,7 @@ def export_dataset(
     _check_currency(dataset, chosen, currency)
     ask = Request(periods, by, currency, known_at, policy or MetricPolicy())
     with contextlib.closing(_closable(chosen.rows(connection, ask))) as rows:
-        return write_rows(rows, chosen.columns, format=format, out=out, native=currency is None)
+        return write_rows(rows, chosen.columns_by(by), format=format, out=out, native=currency is None)
 
 
 def _closable(rows: Iterable[dict[str, Any]]) -> Generator[dict[str, Any], None, None]:
@@ -207,8 +78,8 @@ def _check_segment(dataset: str, chosen: Dataset, by: str | None) -> None:
 
 
 def _check_currency(dataset: str, chosen: Dataset, currency: str | None) -> None:
-    if currency is not None and not chosen.has_amounts:
-        raise BadInput(f"{dataset} counts attempts and has no amounts: leave the currency out.")
+    if currency is not None and not chosen.converts:
+        raise BadInput(f"{dataset} comes in the customers' own currencies only: leave the currency out.")
     if currency is not None:
         check_currency(currency)
 
@@ -253,13 +124,13 @@ def _text(value: Any, kind: str, native: bool) -> str:
     if value is None:
         return ""
     if kind == "minor":
-        return str(int(value)) if native else _plain(value)
+        return str(int(value)) if native else _exact(value)
     if isinstance(value, Decimal):
         return f"{value:f}"
     return str(value)
 
 
-def _plain(value: Decimal) -> str:
+def _exact(value: Decimal) -> str:
     """An exact amount without exponent or idle zeros."""
     text = f"{value:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text

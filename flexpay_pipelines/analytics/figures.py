@@ -1,8 +1,9 @@
 """Figures for any range, grain and moment of knowledge, computed from the ledger.
 
-What belongs here: movements, summaries, rates, cohorts, payment health as rows. What does not: files (`export`) and the
-stored daily tables (`refresh`). Rows are dicts with the columns of the data contract; periods are written `2026-01-31`
-or `2026-01`; amounts are annualised minor units as Decimal, whole numbers in native currency.
+What belongs here: movements, summaries, rates, cohorts as rows. What does not: files (`export`), the stored daily
+tables (`refresh`), payments (`payment_figures`), balances. Rows are dicts with the columns of the data contract;
+periods are written `2026-01-31` or `2026-01`; amounts are annualised minor units as Decimal, whole numbers in native
+currency.
 """
 
 from __future__ import annotations
@@ -219,22 +220,6 @@ def build_cohorts(work: Workspace, periods: Span, since: date) -> None:
     work.class_changes("month", periods.until)
     queries("analytics_windows").insert_periods(work.connection, grain="month", first=periods.first, last=periods.last)
     queries("analytics_cohorts").insert_cohorts(work.connection, first=since, last=periods.last)
-
-
-def payments_health(
-    connection: Connection, *, start: date, end: date, grain: Grain, known_at: datetime | None = None
-) -> list[Row]:
-    """Attempts by period and payment frequency: succeeded, failed by class, and recovered (won by a later attempt).
-
-    Raises:
-        BadInput: the range or the grain makes no sense.
-    """
-    periods = span(grain, start, end)
-    return list(
-        queries("analytics_payments").payment_health_rows(
-            connection, grain=grain, since=periods.since, until=periods.until, known_at=known_at
-        )
-    )
 
 
 def _show_in(work: Workspace, reporting_currency: str | None, *, rolling: bool = False) -> None:

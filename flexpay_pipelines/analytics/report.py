@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from flexpay_pipelines.analytics.checks import freshness, identity_breaks, interval_breaks
-from flexpay_pipelines.analytics.export import DATASETS, FORMATS, write_rows
-from flexpay_pipelines.analytics.figures import payments_health
+from flexpay_pipelines.analytics.datasets import DATASETS
+from flexpay_pipelines.analytics.export import FORMATS, write_rows
+from flexpay_pipelines.analytics.payment_figures import payments_health
 from flexpay_pipelines.analytics.report_page import BAR_DAYS, Page, render, series_of, trend
 from flexpay_pipelines.analytics.stored import Row, StoredFigures, read_stored, require_stored, risk_rows
 from flexpay_pipelines.clock import Clock

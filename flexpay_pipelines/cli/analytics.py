@@ -32,8 +32,20 @@ Examples:
 
 - `flexpay export churn --from 2026-10-01 --to 2026-10-31 --format parquet --out churn.parquet`
 
+- `flexpay export payments-health --by attempt --from 2026-01 --to 2026-06 --grain month --out attempts.csv`
+
+- `flexpay export deferred-revenue --from 2026-01 --to 2026-12 --grain month --out deferred.csv`
+
 - `flexpay export mrr-movements --from 2026-01 --to 2026-03 --grain month --known-at 2026-04-01T00:00Z --out q1.csv`
 """
+DATASET_HELP = (
+    "mrr-movements, mrr-summary, churn, cohorts, payments-health, dunning, rewards-liability, deferred-revenue "
+    "or paused-revenue."
+)
+SEGMENT_HELP = (
+    "customer, plan, payment_frequency, country or currency; of payments also attempt and failure_class. "
+    "Which of them a dataset has is said when another is asked for."
+)
 From = Annotated[str | None, typer.Option("--from", metavar="DAY", help="First day, 2026-01-31; default: yesterday.")]
 To = Annotated[str | None, typer.Option("--to", metavar="DAY", help="Last day; default: yesterday.")]
 
@@ -86,12 +98,12 @@ def run(start: From = None, end: To = None, plan: PlanOnly = False, yes: Yes = F
 
 
 def export(
-    dataset: Annotated[str, typer.Argument(help="mrr-movements, mrr-summary, churn, cohorts or payments-health.")],
+    dataset: Annotated[str, typer.Argument(help=DATASET_HELP)],
     start: Annotated[str, typer.Option("--from", help="First period: 2026-01-31 or 2026-01.")],
     end: Annotated[str, typer.Option("--to", help="Last period.")],
     out: Annotated[Path, typer.Option(help="The file to write.")],
     grain: Annotated[str, typer.Option(help="day or month.")] = "day",
-    by: Annotated[str | None, typer.Option(help="customer, plan, payment_frequency, country or currency.")] = None,
+    by: Annotated[str | None, typer.Option(help=SEGMENT_HELP)] = None,
     currency: Annotated[str | None, typer.Option(help="Report in this currency; default: native ones.")] = None,
     known_at: Annotated[str | None, typer.Option(help="The figures as they were known at this time, ISO-8601.")] = None,
     format_: Annotated[str, typer.Option("--format", help="csv or parquet.")] = "csv",

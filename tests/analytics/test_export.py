@@ -27,7 +27,13 @@ CONTRACT = {
     "start, end, run_rate_retention",
     "payments-health": "period, payment_frequency, attempts, succeeded, failed, success_rate, issuer_decline, block, "
     "integration_error, provider_error, other_failure, recovered",
+    "dunning": "period, payment_frequency, episodes, recovered, recovery_rate, median_days, p90_days",
+    "rewards-liability": "period, currency, opening, earned, spent, expired, reversed, closing, customers, overdue, "
+    "within_30_days, within_90_days, within_365_days, later, never",
+    "deferred-revenue": "period, currency, opening, received, recognised, closing, closing_paused",
+    "paused-revenue": "period, currency, subscriptions, annualised_minor, mrr, up_to_30_days, up_to_90_days, longer",
 }
+CONVERTED = ("mrr-movements", "mrr-summary", "churn", "cohorts")
 
 
 def ask(connection: Connection, out: Path, **changes: Any) -> int:
@@ -72,7 +78,7 @@ def test_columns(company: Connection, tmp_path: Path, dataset: str, format: str)
     import pyarrow.parquet as pq
 
     out = tmp_path / f"x.{format}"
-    currency = None if dataset == "payments-health" else "EUR"
+    currency = "EUR" if dataset in CONVERTED else None
     months = {"start": "2026-01", "end": "2026-02", "grain": "month"}
     count = ask(company, out, dataset=dataset, format=format, currency=currency, **months)
     columns = lines(out)[0] if format == "csv" else pq.read_table(out).column_names
@@ -135,6 +141,44 @@ def test_payment_health(company: Connection, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("dataset", ["payments-health", "dunning"])
+def test_the_segment_gives_its_column_its_name(company: Connection, tmp_path: Path, dataset: str) -> None:
+    company.execute(
+        "INSERT INTO billing.payments (payment_ref, subscription_id, occurred_at, amount_minor, currency, outcome,"
+        " failure_class) SELECT 'p', subscription_id, %s, 100, 'EUR', 'failed', 'block' FROM billing.subscriptions"
+        " WHERE subscription_ref = 'ann-1'",
+        (AT + timedelta(days=2),),
+    )
+    ask(company, tmp_path / "p.csv", dataset=dataset, by="plan")
+    assert [line[:3] for line in lines(tmp_path / "p.csv")] == [
+        ["period", "plan", {"payments-health": "attempts", "dunning": "episodes"}[dataset]],
+        ["2026-01-07", "basic", "1"],
+    ]
+
+
+def test_balances(company: Connection, tmp_path: Path) -> None:
+    company.execute(
+        "INSERT INTO billing.reward_entries (customer_id, occurred_at, kind, amount_minor)"
+        " SELECT customer_id, %(at)s, 'earned', 500 FROM billing.customers WHERE customer_ref = 'ann'",
+        {"at": AT},
+    )
+    company.execute(
+        "INSERT INTO billing.payments (payment_ref, subscription_id, occurred_at, amount_minor, currency, outcome)"
+        " SELECT 'p', subscription_id, %(at)s, 700, 'EUR', 'succeeded' FROM billing.subscriptions"
+        " WHERE subscription_ref = 'ann-1'",
+        {"at": AT},
+    )
+    asked: dict[str, Any] = {"start": "2026-01", "end": "2026-01", "grain": "month"}
+    ask(company, tmp_path / "r.csv", dataset="rewards-liability", **asked)
+    assert lines(tmp_path / "r.csv")[1:] == [
+        ["2026-01", "EUR", "0", "500", "0", "0", "0", "500", "1", "0", "0", "0", "0", "0", "500"]
+    ]
+    ask(company, tmp_path / "d.csv", dataset="deferred-revenue", **asked)
+    assert lines(tmp_path / "d.csv")[1:] == [["2026-01", "EUR", "0", "700", "700", "0", "0"]]
+    ask(company, tmp_path / "p.csv", dataset="paused-revenue", **asked)
+    assert lines(tmp_path / "p.csv")[1:] == []
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -149,6 +193,8 @@ def test_payment_health(company: Connection, tmp_path: Path) -> None:
         ({"by": "plan"}, "'plan' is no segment of mrr-movements: choose one of customer"),
         ({"dataset": "mrr-summary", "by": "city"}, "customer, plan, payment_frequency, country, currency"),
         ({"dataset": "churn", "by": "plan"}, "churn has no segments"),
+        ({"dataset": "payments-health", "by": "country"}, "payment_frequency, plan, attempt, failure_class"),
+        ({"dataset": "deferred-revenue", "currency": "EUR"}, "own currencies only: leave the currency out"),
         ({"dataset": "churn"}, "Customers pay in EUR, USD"),
         ({"dataset": "cohorts"}, "cohorts comes by month only"),
         ({"dataset": "payments-health", "currency": "EUR"}, "leave the currency out"),
