@@ -156,7 +156,8 @@ def _happenings(world: World, ref: str) -> deque[dict[str, Any]]:
     rows = world.admin.execute(
         "SELECT 'pause' AS what, starts_at AS at, ends_at, NULL AS to_frequency, 1 AS rank"
         " FROM billing.subscription_pauses JOIN billing.subscriptions USING (subscription_id)"
-        " WHERE subscription_ref = %(ref)s AND kind <> 'payment_failure' AND subscription_pauses.state IN ('active', 'completed')"
+        " WHERE subscription_ref = %(ref)s AND kind <> 'payment_failure'"
+        " AND subscription_pauses.state IN ('active', 'completed')"
         " UNION ALL SELECT CASE WHEN requested_at = effective_at THEN 'now' ELSE 'period end' END, effective_at, NULL,"
         " to_frequency, 0 FROM billing.frequency_changes JOIN billing.subscriptions USING (subscription_id)"
         " WHERE subscription_ref = %(ref)s AND state = 'applied'"

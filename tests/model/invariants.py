@@ -96,7 +96,7 @@ def pauses_are_in_history_at_their_own_times(world: World) -> None:
 
 
 def each_effect_once(world: World) -> None:
-    """Stripe's events show what each delivered command did, once; what was superseded before it was tried did nothing."""
+    """Stripe's events show what each command did, once; what was superseded before it was tried did nothing."""
     made = Counter[tuple[str, str]]()
     for key, change in _changes(world):
         made[key, change] += 1
