@@ -12,6 +12,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from hypothesis import settings
 from psycopg import sql
 
 from flexpay_pipelines.database import BILLING, CONTROL, Connection, opened
@@ -22,8 +23,12 @@ LOG = logging.getLogger(__name__)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Give each run a temporary folder of its own. The one that pytest shares between runs is closed to other accounts
-    whenever a run starts, and PostgreSQL, which does not run as root, would lose its data under another run's feet."""
+    """Say how random the random tests are, and give each run a temporary folder of its own."""
+    # The sample of `make test` is the same each time; `make soak` looks for what nobody has seen yet.
+    settings.register_profile("sample", derandomize=True)
+    settings.load_profile("default" if config.option.markexpr == "soak" else "sample")
+    # The folder that pytest shares between runs is closed to other accounts whenever a run starts, and PostgreSQL, which
+    # does not run as root, would lose its data under another run's feet.
     if config.option.basetemp is None and not hasattr(config, "workerinput"):
         own = tempfile.mkdtemp(prefix="flexpay-pytest-")
         config.option.basetemp = str(Path(own) / "tmp")

@@ -35,7 +35,7 @@ def replay(events: list[dict[str, str]], known_at: datetime) -> Replayed:
     life, suspended, standing = "trialing", False, "active"
     started_yet = False
     for event in sorted(
-        events,
+        _distinct(events),
         key=lambda e: (
             instant(e["occurred_at"]),
             instant(e["recorded_at"]) if e.get("recorded_at") else known_at,
@@ -59,6 +59,20 @@ def replay(events: list[dict[str, str]], known_at: datetime) -> Replayed:
         standing = STANDING.get(what, standing)
     row.status = life if life != "active" else "suspended" if suspended else standing
     return row
+
+
+def _distinct(events: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Each event once, where it stands first; without recorded_at it is the same as an equal one with it."""
+    dated = {_all_but_recorded(event) for event in events if event.get("recorded_at")}
+    found: dict[tuple[tuple[str, str], ...], dict[str, str]] = {}
+    for event in events:
+        if event.get("recorded_at") or _all_but_recorded(event) not in dated:
+            found.setdefault(tuple(sorted(event.items())), event)
+    return list(found.values())
+
+
+def _all_but_recorded(event: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted((name, value) for name, value in event.items() if name != "recorded_at"))
 
 
 def read(path: Path) -> list[dict[str, str]]:
