@@ -27,8 +27,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # The sample of `make test` is the same each time; `make soak` looks for what nobody has seen yet.
     settings.register_profile("sample", derandomize=True)
     settings.load_profile("default" if config.option.markexpr == "soak" else "sample")
-    # The folder that pytest shares between runs is closed to other accounts whenever a run starts, and PostgreSQL, which
-    # does not run as root, would lose its data under another run's feet.
+    # The folder that pytest shares between runs is closed to other accounts whenever a run starts, and PostgreSQL,
+    # which does not run as root, would lose its data under another run's feet.
     if config.option.basetemp is None and not hasattr(config, "workerinput"):
         own = tempfile.mkdtemp(prefix="flexpay-pytest-")
         config.option.basetemp = str(Path(own) / "tmp")
