@@ -67,7 +67,7 @@ def companies() -> st.SearchStrategy[Company]:
     return st.builds(
         Company,
         start=st.sampled_from(STARTS),
-        members=st.lists(members(), min_size=3, max_size=5).map(tuple),
+        members=st.lists(members(), min_size=2, max_size=3).map(tuple),
         pause_mode=st.sampled_from(("collection", "subscription")),
         prompt=st.sampled_from((True, True, False)),
         grace_days=st.sampled_from((2, 7)),

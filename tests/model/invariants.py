@@ -52,7 +52,7 @@ def told_late(world: World) -> set[str]:
         "SELECT subscription_ref FROM billing.subscriptions JOIN billing.stripe_commands AS c USING (subscription_id)"
         " WHERE coalesce(c.delivered_at, 'infinity') - c.created_at > %(most)s"
         " UNION SELECT subscription_ref FROM billing.subscriptions JOIN billing.subscription_events AS e"
-        " USING (subscription_id) WHERE e.event IN ('paused', 'resumed') AND e.recorded_at - e.occurred_at > %(most)s",
+        " USING (subscription_id) WHERE e.event <> 'started' AND e.recorded_at - e.occurred_at > %(most)s",
         {"most": PROMPT},
     )
     return {row["subscription_ref"] for row in rows}

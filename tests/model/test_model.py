@@ -114,7 +114,8 @@ class Machine(RuleBasedStateMachine):
 
     @rule(kind=st.sampled_from(WRITE_FAULTS), number=chosen)
     def stripe_will_fail_a_write(self, kind: str, number: int) -> None:
-        path = f"POST /v1/subscriptions/{self.it.stripe_id(self._ref(number))}"
+        busy = self.it.busy()
+        path = f"POST /v1/subscriptions/{self.it.stripe_id(busy[number % len(busy)])}"
         self.it.stripe.order_fault(kind, match=path, seconds=SILENCE_SECONDS)
 
     @rule(kind=st.sampled_from(READ_FAULTS), path=st.sampled_from(("events", "invoices/", "subscriptions/")))
@@ -162,6 +163,7 @@ class Machine(RuleBasedStateMachine):
             return
         try:
             self.world.settle()
+            self.world.quiet_weeks()
             for holds in (*ALL, days_are_billed_once):
                 holds(self.world)
         finally:

@@ -26,6 +26,7 @@ from tests.model.company import Company, found
 from tests.model.stand import Stand, emptied, session, tell_time
 
 HOUR = timedelta(hours=1)
+QUIET = timedelta(days=16)
 REWARD_POLICY = billing.RewardPolicy(loyalty={1: 100, 2: 250}, lifetime_days=20, batch_size=2)
 PAUSE_POLICY = billing.PausePolicy(max_days=90, max_per_year=6)
 
@@ -229,16 +230,22 @@ class World:
         if self.company.prompt:
             self.tick()
 
-    def next_due(self) -> datetime | None:
+    def next_due(self, *, payments: bool = True) -> datetime | None:
         """The first instant at which the database expects something that has not been done."""
         row = self._row(
             "SELECT min(at) AS at FROM ("
             " SELECT starts_at AS at FROM billing.subscription_pauses WHERE state = 'scheduled'"
             " UNION ALL SELECT ends_at FROM billing.subscription_pauses WHERE state = 'active'"
-            " UNION ALL SELECT next_payment_at FROM billing.subscriptions WHERE status IN ('active', 'trialing')"
+            " UNION ALL SELECT next_payment_at FROM billing.subscriptions WHERE status IN ('active', 'trialing') AND %s"
+            " UNION ALL SELECT to_timestamp((object ->> 'next_payment_attempt')::bigint) FROM billing.stripe_events"
+            "   WHERE type = 'invoice.payment_failed' AND %s"
+            "   AND to_timestamp((object ->> 'next_payment_attempt')::bigint) > %s"
             " UNION ALL SELECT effective_at FROM billing.frequency_changes WHERE state = 'scheduled'"
             " UNION ALL SELECT not_before FROM billing.stripe_commands"
-            "   WHERE state = 'pending' AND not_before > '-infinity') AS due"
+            "   WHERE state = 'pending' AND not_before > '-infinity') AS due",
+            payments,
+            payments,
+            self.now,
         )
         return None if row is None else row["at"]
 
@@ -248,7 +255,26 @@ class World:
         for connection in (self.admin, self.worker):
             tell_time(connection, to)
 
+    def busy(self) -> list[str]:
+        """Subscriptions of which Stripe will be told something, as far as is known; all of them where none is."""
+        rows = self.admin.execute(
+            "SELECT subscription_ref FROM billing.subscriptions WHERE subscription_id IN ("
+            " SELECT subscription_id FROM billing.stripe_commands WHERE state = 'pending' UNION"
+            " SELECT subscription_id FROM billing.subscription_pauses WHERE state IN ('scheduled', 'active')) ORDER BY 1"
+        ).fetchall()
+        return [row["subscription_ref"] for row in rows] or self.refs
+
     # The end of a sequence.
+
+    def quiet_weeks(self) -> None:
+        """Time in which everything works, billing runs when a pause is due, and each card is good: dates show."""
+        self.stripe.set_decline_rate(0)
+        until = self.now + QUIET
+        while (due := self.next_due(payments=False)) is not None and _next_hour(due) < until:
+            self._set_time(max(_next_hour(due), self.now))
+            self.settle()
+        self._set_time(max(until, self.now))
+        self.settle()
 
     def settle(self) -> None:
         """Everything works again, until nothing is left to do."""
