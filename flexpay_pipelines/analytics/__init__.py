@@ -12,7 +12,9 @@ from flexpay_pipelines.analytics.balances import (
     rewards_liability,
 )
 from flexpay_pipelines.analytics.checks import freshness, identity_breaks, interval_breaks
+from flexpay_pipelines.analytics.churn_checks import ChurnModel, Judgement, calibration, churn_model, drift
 from flexpay_pipelines.analytics.churn_risk import ChurnRisk, refresh_churn_risk
+from flexpay_pipelines.analytics.churn_shown import calibration_svg, comparison, lift_svg, weights_in_words
 from flexpay_pipelines.analytics.datasets import DATASETS
 from flexpay_pipelines.analytics.export import FORMATS, export_dataset
 from flexpay_pipelines.analytics.figures import SEGMENTS, churn, cohorts, movements, summary
@@ -29,20 +31,28 @@ __all__ = [
     "GRAINS",
     "SEGMENTS",
     "STRIPE_DEFINITION",
+    "ChurnModel",
     "ChurnRisk",
+    "Judgement",
     "MetricPolicy",
     "RefreshResult",
     "ReportFiles",
+    "calibration",
+    "calibration_svg",
     "churn",
+    "churn_model",
     "cohorts",
+    "comparison",
     "daily_report",
     "deferred_revenue",
+    "drift",
     "dunning",
     "export_dataset",
     "freshness",
     "identity_breaks",
     "interval_breaks",
     "key_figures",
+    "lift_svg",
     "movements",
     "paused_revenue",
     "payments_health",
@@ -52,4 +62,5 @@ __all__ = [
     "rewards_liability",
     "summary",
     "trend_svg",
+    "weights_in_words",
 ]

@@ -5,6 +5,7 @@ What belongs here: the analytics assets, their checks, job and schedule. What do
 
 from collections.abc import Iterator
 from datetime import date, timedelta
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
@@ -12,6 +13,9 @@ from flexpay_pipelines.defs.billing import PAUSE_SWEEP
 from flexpay_pipelines.defs.migrations import schema_key
 from flexpay_pipelines.defs.presentation import figures, table
 from flexpay_pipelines.defs.resources import FlexPay
+
+if TYPE_CHECKING:
+    from flexpay_pipelines.analytics import ChurnModel, Judgement
 
 GROUP = "analytics"
 DAYS = dg.DailyPartitionsDefinition(start_date="2024-01-01")
@@ -23,6 +27,16 @@ CHURN_RISK = dg.AssetKey(["analytics", "churn_risk"])
 REPORT = dg.AssetKey(["analytics", "daily_report"])
 CHECKED = timedelta(days=400)
 ONE_RUN = dg.BackfillPolicy.single_run()
+CALIBRATED = dg.AssetCheckSpec(
+    "churn_model_is_calibrated",
+    asset=CHURN_RISK,
+    description="As many customers leave as the model expects, in each band of risk, on days that it has not seen.",
+)
+NO_DRIFT = dg.AssetCheckSpec(
+    "churn_model_fits_todays_customers",
+    asset=CHURN_RISK,
+    description="The customers that are scored are like those that the model was trained on.",
+)
 
 
 def _days(context: dg.AssetExecutionContext) -> tuple[date, date]:
@@ -72,15 +86,50 @@ def subscription_metrics(context: dg.AssetExecutionContext, flexpay: FlexPay) ->
 
 
 @dg.asset(
-    key=CHURN_RISK, deps=[CHURN], group_name=GROUP, kinds={"postgres"}, partitions_def=DAYS, backfill_policy=ONE_RUN
+    key=CHURN_RISK,
+    deps=[CHURN],
+    group_name=GROUP,
+    kinds={"postgres", "scikitlearn"},
+    partitions_def=DAYS,
+    backfill_policy=ONE_RUN,
+    check_specs=[CALIBRATED, NO_DRIFT],
 )
-def churn_risk(context: dg.AssetExecutionContext, flexpay: FlexPay) -> dg.MaterializeResult[None]:
-    """How likely each customer is to leave, with the reasons; 0.7 and above is high."""
-    from flexpay_pipelines.analytics import refresh_churn_risk
+def churn_risk(context: dg.AssetExecutionContext, flexpay: FlexPay) -> Iterator[dg.MaterializeResult[None]]:
+    """How likely each customer is to leave, with the reasons; 0.7 and above is high. Trained anew from history."""
+    from flexpay_pipelines.analytics import calibration, churn_model, drift, refresh_churn_risk
 
     with flexpay.step(context, "score", "churn risk") as step:
-        result = refresh_churn_risk(step.billing, day=_days(context)[1], clock=step.clock)
-        return dg.MaterializeResult(metadata=figures(result))
+        day = _days(context)[1]
+        result = refresh_churn_risk(step.billing, day=day, clock=step.clock, progress=step.progress)
+        model = churn_model(step.billing, day)
+        step.details = {"day": day.isoformat(), "model": result.model, "why": result.why}
+        yield dg.MaterializeResult(
+            metadata={**figures(result), **_model_shown(model)},
+            check_results=[_judged(CALIBRATED, calibration(model)), _judged(NO_DRIFT, drift(model))],
+        )
+
+
+def _model_shown(model: "ChurnModel | None") -> dict[str, dg.MetadataValue]:
+    from flexpay_pipelines.analytics import calibration_svg, comparison, lift_svg, weights_in_words
+
+    if model is None:
+        return {}
+    pictures = {"calibration": calibration_svg(model), "lift": lift_svg(model)}
+    return {
+        "weights": table(weights_in_words(model)),
+        "comparison": table(comparison(model), empty="nothing was compared"),
+        **{name: dg.MetadataValue.md(svg) for name, svg in pictures.items() if svg},
+    }
+
+
+def _judged(check: dg.AssetCheckSpec, judgement: "Judgement") -> dg.AssetCheckResult:
+    return dg.AssetCheckResult(
+        check_name=check.name,
+        passed=judgement.passed,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=judgement.message,
+        metadata={**figures({"error": judgement.error, "limit": judgement.limit}), "rows": table(judgement.rows)},
+    )
 
 
 @dg.asset(

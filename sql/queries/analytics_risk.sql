@@ -2,113 +2,191 @@
 -- description: Makes room for the scores of a day.
 DELETE FROM analytics.churn_risk WHERE day = :day;
 
--- name: keep_scores(day, at, model, now, paused_churn_days)!
--- description: Scores every customer who is with us at the end of the day by the rule of docs/metrics.md.
+-- name: keep_scores(day, model, now, logistic, intercept, least, weights, base, plans, frequencies)!
+-- description: Scores each row of terms by a scorecard: weights by term, summed; logistic, or at most 1. Reasons are the groups
+-- of terms that lift the sum by `least` or more above `base`, what they add on average, the strongest first.
 INSERT INTO analytics.churn_risk (day, customer_id, score, reasons, model, computed_at)
-WITH standing AS (
-    SELECT
-        i.customer_id,
-        bool_or(i.status = 'past_due') AS past_due,
-        max(extract(EPOCH FROM :at - i.paused_since)) / 86400 AS paused_days
-    FROM analytics.run_rate_intervals AS i
-    WHERE i.valid_from < :at AND (i.valid_to IS NULL OR i.valid_to >= :at)
-        AND (
-            i.status IN ('active', 'past_due')
-            OR (
-                i.status = 'paused'
-                AND coalesce(i.paused_since + make_interval(hours => 24 * cast(:paused_churn_days AS integer)), 'infinity') >= :at
-            )
-        )
-    GROUP BY i.customer_id
-    HAVING sum(i.annualised_minor) > 0
-),
-
--- A failure that we or Stripe caused says nothing about the customer.
-payments AS (
-    SELECT
-        s.customer_id,
-        count(*) AS failed
-    FROM billing.payments AS p
-    INNER JOIN billing.subscriptions AS s ON p.subscription_id = s.subscription_id
-    WHERE p.occurred_at >= :at - make_interval(hours => 24 * 30) AND p.occurred_at < :at AND p.outcome = 'failed'
-        AND coalesce(p.failure_class, '') NOT IN ('integration_error', 'provider_error')
-    GROUP BY s.customer_id
-),
-
-downgrades AS (
-    SELECT
-        i.customer_id,
-        count(*) AS downgrades
-    FROM analytics.run_rate_intervals AS i
-    INNER JOIN analytics.run_rate_intervals AS p ON i.subscription_id = p.subscription_id AND i.valid_from = p.valid_to
-    WHERE i.valid_from >= :at - make_interval(hours => 24 * 90) AND i.valid_from < :at
-        AND i.status IN ('active', 'past_due') AND p.status IN ('active', 'past_due')
-        AND i.annualised_minor < p.annualised_minor
-    GROUP BY i.customer_id
-),
-
-pauses AS (
-    SELECT
-        i.customer_id,
-        count(*) AS pauses
-    FROM analytics.run_rate_intervals AS i
-    -- A pause in which the terms changed has several intervals; the first begins with it.
-    WHERE i.status = 'paused' AND i.paused_since = i.valid_from
-        AND i.valid_from >= :at - make_interval(hours => 24 * 180) AND i.valid_from < :at
-    GROUP BY i.customer_id
-),
-
-tenure AS (
-    SELECT
-        i.customer_id,
-        extract(EPOCH FROM :at - min(i.valid_from)) / 86400 AS days
-    FROM analytics.run_rate_intervals AS i
-    WHERE i.status IN ('active', 'past_due', 'paused') AND i.valid_from < :at
-    GROUP BY i.customer_id
-),
-
-points AS (
-    SELECT
-        s.customer_id,
-        r.points,
-        r.reason
-    FROM standing AS s
-    LEFT JOIN payments AS f ON s.customer_id = f.customer_id
-    LEFT JOIN downgrades AS d ON s.customer_id = d.customer_id
-    LEFT JOIN pauses AS u ON s.customer_id = u.customer_id
-    LEFT JOIN tenure AS t ON s.customer_id = t.customer_id
-    CROSS JOIN LATERAL (
-        VALUES
-        (CASE WHEN s.past_due THEN 0.35 END, 'payment past due'),
-        (
-            CASE WHEN f.failed >= 2 THEN 0.35 WHEN f.failed = 1 THEN 0.20 END,
-            f.failed || CASE WHEN f.failed = 1 THEN ' failed payment' ELSE ' failed payments' END || ' in 30 days'
-        ),
-        (
-            CASE WHEN s.paused_days >= 30 THEN 0.40 WHEN s.paused_days >= 0 THEN 0.25 END,
-            'paused for ' || floor(s.paused_days) || ' days'
-        ),
-        (CASE WHEN u.pauses >= 2 THEN 0.15 END, u.pauses || ' pauses in 180 days'),
-        (CASE WHEN d.downgrades > 0 THEN 0.20 END, 'downgraded in the last 90 days'),
-        (CASE WHEN t.days < 90 THEN 0.15 END, 'with us for ' || floor(t.days) || ' days')
-    ) AS r (points, reason)
-)
-
 SELECT
     :day,
-    p.customer_id,
-    least(coalesce(sum(p.points), 0), 1) AS score,
-    coalesce(array_agg(p.reason ORDER BY p.points DESC, p.reason ASC) FILTER (WHERE p.points IS NOT NULL), '{}') AS reasons,
+    f.customer_id,
+    CASE
+        WHEN :logistic THEN 1 / (1 + exp(-least(greatest(:intercept + t.points, -30), 30)))
+        ELSE least(greatest(:intercept + t.points, 0), 1)
+    END AS score,
+    coalesce(t.reasons[1 : 5], '{}') AS reasons,
     :model,
     :now AS computed_at
-FROM points AS p
-GROUP BY p.customer_id;
+FROM risk_features AS f
+CROSS JOIN jsonb_to_record(:weights::jsonb) AS w (
+    past_due float8, failed_1 float8, failed_2 float8, failed_3 float8, failed_before float8, is_paused float8,
+    paused_30 float8, ages_out float8, pauses_1 float8, pauses_2 float8, downgraded float8, upgraded float8, new_30 float8,
+    new_90 float8, new_180 float8, overdue float8, renews float8, came_back float8, several float8, pays_little float8,
+    pays_much float8, has_credit float8
+)
+CROSS JOIN jsonb_to_record(:base::jsonb) AS b (
+    past_due float8, failed float8, failed_before float8, pause float8, pauses float8, downgraded float8, upgraded float8,
+    tenure float8, overdue float8, renewal float8, came_back float8, several float8, pays float8, credit float8, plan float8,
+    frequency float8
+)
+CROSS JOIN LATERAL (
+    SELECT
+        sum(g.points) AS points,
+        array_agg(g.reason ORDER BY round((g.points - g.base)::numeric, 6) DESC, g.reason ASC)
+            FILTER (WHERE g.points - g.base >= :least) AS reasons
+    FROM (
+        VALUES
+        (
+            w.past_due * f.past_due::integer, b.past_due,
+            CASE WHEN f.past_due THEN 'payment past due' ELSE 'no payment past due' END
+        ),
+        (
+            w.failed_1 * f.failed_1::integer + w.failed_2 * f.failed_2::integer + w.failed_3 * f.failed_3::integer, b.failed,
+            f.failed || CASE WHEN f.failed = 1 THEN ' failed payment in 30 days' ELSE ' failed payments in 30 days' END
+        ),
+        (
+            w.failed_before * f.failed_before::integer, b.failed_before,
+            CASE WHEN f.failed_before THEN 'a failed payment 30 to 90 days ago' ELSE 'no failed payment 30 to 90 days ago' END
+        ),
+        (
+            w.is_paused * f.is_paused::integer + w.paused_30 * f.paused_30::integer + w.ages_out * f.ages_out::integer, b.pause,
+            CASE WHEN f.is_paused THEN 'paused for ' || floor(f.paused_days) || ' days' ELSE 'not paused' END
+        ),
+        (
+            w.pauses_1 * f.pauses_1::integer + w.pauses_2 * f.pauses_2::integer, b.pauses,
+            f.pauses || CASE WHEN f.pauses = 1 THEN ' pause in 180 days' ELSE ' pauses in 180 days' END
+        ),
+        (
+            w.downgraded * f.downgraded::integer, b.downgraded,
+            CASE WHEN f.downgraded THEN 'downgraded in the last 90 days' ELSE 'not downgraded in 90 days' END
+        ),
+        (
+            w.upgraded * f.upgraded::integer, b.upgraded,
+            CASE WHEN f.upgraded THEN 'upgraded in the last 90 days' ELSE 'not upgraded in 90 days' END
+        ),
+        (
+            w.new_30 * f.new_30::integer + w.new_90 * f.new_90::integer + w.new_180 * f.new_180::integer, b.tenure,
+            'with us for ' || floor(f.tenure_days) || ' days'
+        ),
+        (
+            w.overdue * f.overdue::integer, b.overdue,
+            CASE WHEN f.overdue THEN 'last paid ' || floor(f.unpaid_days) || ' days ago' ELSE 'pays in time' END
+        ),
+        (
+            w.renews * f.renews::integer, b.renewal,
+            CASE WHEN f.renews THEN 'renewal within 30 days' ELSE 'no renewal within 30 days' END
+        ),
+        (
+            w.came_back * f.came_back::integer, b.came_back,
+            CASE WHEN f.came_back THEN 'left before and came back' ELSE 'never left before' END
+        ),
+        (
+            w.several * f.several::integer, b.several,
+            CASE WHEN f.several THEN 'several subscriptions' ELSE 'one subscription' END
+        ),
+        (
+            w.pays_little * f.pays_little::integer + w.pays_much * f.pays_much::integer, b.pays,
+            CASE
+                WHEN f.pays_little THEN 'pays less than half the average'
+                WHEN f.pays_much THEN 'pays more than twice the average'
+                ELSE 'pays about the average'
+            END
+        ),
+        (
+            w.has_credit * f.has_credit::integer, b.credit,
+            CASE WHEN f.has_credit THEN 'has reward credit' ELSE 'no reward credit' END
+        ),
+        (
+            coalesce((:plans::jsonb ->> f.plan)::float8, 0), b.plan,
+            'plan ' || f.plan
+        ),
+        (
+            coalesce((:frequencies::jsonb ->> f.frequency)::float8, 0), b.frequency,
+            'pays ' || lower(f.frequency)
+        )
+    ) AS g (points, base, reason)
+) AS t;
+
+-- name: term_shares()^
+-- description: Of the rows of terms, how many there are, and the share that each term is true of.
+SELECT
+    count(*) AS customers,
+    avg(past_due::integer)::float8 AS past_due,
+    avg(failed_1::integer)::float8 AS failed_1,
+    avg(failed_2::integer)::float8 AS failed_2,
+    avg(failed_3::integer)::float8 AS failed_3,
+    avg(failed_before::integer)::float8 AS failed_before,
+    avg(is_paused::integer)::float8 AS is_paused,
+    avg(paused_30::integer)::float8 AS paused_30,
+    avg(ages_out::integer)::float8 AS ages_out,
+    avg(pauses_1::integer)::float8 AS pauses_1,
+    avg(pauses_2::integer)::float8 AS pauses_2,
+    avg(downgraded::integer)::float8 AS downgraded,
+    avg(upgraded::integer)::float8 AS upgraded,
+    avg(new_30::integer)::float8 AS new_30,
+    avg(new_90::integer)::float8 AS new_90,
+    avg(new_180::integer)::float8 AS new_180,
+    avg(overdue::integer)::float8 AS overdue,
+    avg(renews::integer)::float8 AS renews,
+    avg(came_back::integer)::float8 AS came_back,
+    avg(several::integer)::float8 AS several,
+    avg(pays_little::integer)::float8 AS pays_little,
+    avg(pays_much::integer)::float8 AS pays_much,
+    avg(has_credit::integer)::float8 AS has_credit
+FROM risk_features;
+
+-- name: plan_and_frequency_shares()
+-- description: The share of the rows of terms that is on each plan, and on each payment frequency.
+SELECT
+    CASE WHEN grouping(f.plan) = 0 THEN 'plan' ELSE 'frequency' END AS kind,
+    coalesce(f.plan, f.frequency) AS name,
+    count(*)::float8 / (SELECT count(*) FROM risk_features) AS share
+FROM risk_features AS f
+GROUP BY GROUPING SETS ((f.plan), (f.frequency))
+ORDER BY kind, name;
+
+-- name: score_shares(day, edges)
+-- description: The share of a day's scores between each two edges; band 0 lies below the first edge.
+SELECT
+    width_bucket(r.score::float8, :edges::float8 []) AS band,
+    count(*)::float8 / sum(count(*)) OVER () AS share
+FROM analytics.churn_risk AS r
+WHERE r.day = :day
+GROUP BY band
+ORDER BY band;
+
+-- name: keep_model(day, model, trained_at, reason, scorecard, snapshots, evaluation, stability)!
+-- description: Records what scored a day and why, with what it was measured by.
+INSERT INTO analytics.churn_models (day, model, trained_at, reason, scorecard, snapshots, evaluation, stability)
+VALUES (:day, :model, :trained_at, :reason, :scorecard, :snapshots, :evaluation, :stability)
+ON CONFLICT (day) DO UPDATE SET
+    model = excluded.model,
+    trained_at = excluded.trained_at,
+    reason = excluded.reason,
+    scorecard = excluded.scorecard,
+    snapshots = excluded.snapshots,
+    evaluation = excluded.evaluation,
+    stability = excluded.stability;
+
+-- name: stored_model(day)^
+-- description: What scored a day.
+SELECT
+    day,
+    model,
+    trained_at,
+    reason,
+    scorecard,
+    snapshots,
+    evaluation,
+    stability
+FROM analytics.churn_models
+WHERE day = :day;
 
 -- name: score_counts(day)^
--- description: How many customers are scored for a day, and how many of them at high risk.
+-- description: How many customers are scored for a day, how many of them at high risk, and the sum of the scores.
 SELECT
     count(*) AS scored,
-    count(*) FILTER (WHERE score >= 0.7) AS high
+    count(*) FILTER (WHERE score >= 0.7) AS high,
+    coalesce(sum(score), 0)::float8 AS total
 FROM analytics.churn_risk
 WHERE day = :day;
 
@@ -130,7 +208,7 @@ SELECT
     array_to_string(r.reasons, '; ') AS reasons,
     c.currency,
     coalesce(i.annualised_minor, 0) AS annualised_minor,
-    round(cast(coalesce(i.annualised_minor, 0) AS numeric) / 12, 4) AS mrr,
+    round(coalesce(i.annualised_minor, 0)::numeric / 12, 4) AS mrr,
     CASE WHEN position('@' IN c.email) > 1 THEN left(c.email, 1) || '***' || substring(c.email FROM position('@' IN c.email)) END
         AS email_masked
 FROM analytics.churn_risk AS r

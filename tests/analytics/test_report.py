@@ -28,6 +28,7 @@ from tests.analytics.reference import Event
 START = datetime(2026, 1, 1, 12, tzinfo=UTC)
 CLOCK = FixedClock(START + timedelta(days=100))
 DAY = (START + timedelta(days=99)).date()
+TOO_YOUNG = "The company has less than six months of history to learn from."
 
 
 def event(name: str, day: int, subscription: str = "ann-1", **changes: object) -> Event:
@@ -67,7 +68,7 @@ def company(billing: Connection) -> Connection:
 
 
 def test_scores_and_reasons(company: Connection) -> None:
-    assert refresh_churn_risk(company, day=DAY, clock=CLOCK) == ChurnRisk(scored=4, high=1)
+    assert refresh_churn_risk(company, day=DAY, clock=CLOCK) == ChurnRisk(4, 1, "rule-1", TOO_YOUNG)
     rows = company.execute(
         "SELECT c.customer_ref, r.score::text AS score, r.reasons FROM analytics.churn_risk AS r"
         " JOIN billing.customers AS c USING (customer_id) ORDER BY 1"
@@ -78,11 +79,13 @@ def test_scores_and_reasons(company: Connection) -> None:
         ("cid", "0.400", ["paused for 39 days"]),
         ("eve", "0.350", ["downgraded in the last 90 days", "with us for 39 days"]),
     ]
-    assert refresh_churn_risk(company, day=DAY, clock=CLOCK) == ChurnRisk(scored=4, high=1)
+    assert refresh_churn_risk(company, day=DAY, clock=CLOCK) == ChurnRisk(4, 1, "rule-1", TOO_YOUNG)
 
 
 def test_nobody_is_scored_in_an_empty_company(billing: Connection) -> None:
-    assert refresh_churn_risk(billing, day=DAY, clock=CLOCK) == ChurnRisk(scored=0, high=0)
+    assert refresh_churn_risk(billing, day=DAY, clock=CLOCK) == ChurnRisk(
+        0, 0, "rule-1", "The company has no customers yet."
+    )
 
 
 def test_the_page_stands_alone(company: Connection, tmp_path: Path) -> None:
