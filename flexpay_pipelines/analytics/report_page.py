@@ -83,6 +83,7 @@ def render(page: Page) -> str:
         risks=[_risk(row) for row in risks[:AT_RISK_ROWS]],
         high=sum(row["score"] >= HIGH for row in risks),
         scored=len(risks),
+        score_means=_score_means(risks),
         breaks=page.breaks[:NAMED_BREAKS],
         break_count=len(page.breaks),
         gaps=page.gaps[:NAMED_BREAKS],
@@ -249,6 +250,16 @@ def _payment_trend(payments: list[Row], day: date) -> str:
         from_zero=True,
         height=170,
     )
+
+
+def _score_means(risks: list[Row]) -> str:
+    if not risks:
+        return ""
+    model = risks[0]["model"]
+    if model.startswith("rule"):
+        return f"The score is a sum of points ({model})."
+    expected = sum(row["score"] for row in risks)
+    return f"The score is the probability of leaving within 30 days ({model}); {expected:,.0f} departures are expected."
 
 
 def _risk(row: Row) -> dict[str, Any]:

@@ -206,6 +206,7 @@ SELECT
     c.customer_ref AS customer_id,
     r.score,
     array_to_string(r.reasons, '; ') AS reasons,
+    r.model,
     c.currency,
     coalesce(i.annualised_minor, 0) AS annualised_minor,
     round(coalesce(i.annualised_minor, 0)::numeric / 12, 4) AS mrr,
