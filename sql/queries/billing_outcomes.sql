@@ -236,7 +236,7 @@ SELECT count(*) FROM begun WHERE state = 'active';
 
 -- name: apply_succeeded_payments(payment_ids, pause_mode)^
 -- Subscriptions whose latest attempt succeeded: past due, suspended or on trial become active, as of the first success since
--- the last failure. Each success advances the next payment date, whatever came after it.
+-- the last failure. Each success advances the next payment date, whatever came after it: past the one that was billed.
 -- What was suspended was paused at Stripe, so that is told to resume it.
 WITH latest AS MATERIALIZED (
     SELECT
@@ -259,8 +259,16 @@ WITH latest AS MATERIALIZED (
                         AND bad.occurred_at > good.occurred_at
                 )
         ) AS recovered_at,
-        billing.next_payment_at(
-            s.billing_anchor, coalesce(to_jsonb(s) ->> 'payment_frequency', 'MONTHLY'), paid.occurred_at, c.time_zone
+        greatest(
+            billing.next_payment_at(
+                s.billing_anchor, coalesce(to_jsonb(s) ->> 'payment_frequency', 'MONTHLY'), paid.occurred_at, c.time_zone
+            ),
+            -- Stripe counts in UTC, we on the customer's clock: its invoice of a date can be made an hour before it, where the
+            -- clock has changed, and a day at the end of a month.
+            billing.next_payment_at(
+                s.billing_anchor, coalesce(to_jsonb(s) ->> 'payment_frequency', 'MONTHLY'), billed.at + interval '26 hours',
+                c.time_zone
+            )
         ) AS advanced
     FROM billing.subscriptions AS s
     INNER JOIN billing.customers AS c ON s.customer_id = c.customer_id
@@ -283,6 +291,15 @@ WITH latest AS MATERIALIZED (
                 p.payment_id = any(cast(:payment_ids AS bigint[]))
                 AND p.subscription_id = s.subscription_id AND p.outcome = 'succeeded'
         ) AS paid
+    CROSS JOIN
+        LATERAL (
+            SELECT to_timestamp(max((e.object ->> 'created')::bigint)) AS at
+            FROM billing.payments AS p
+            INNER JOIN billing.stripe_events AS e ON e.subject_id = split_part(p.payment_ref, ':', 1)
+            WHERE
+                p.payment_id = any(cast(:payment_ids AS bigint[])) AND p.subscription_id = s.subscription_id
+                AND p.outcome = 'succeeded' AND e.type = 'invoice.paid'
+        ) AS billed
     WHERE
         s.subscription_id IN (
             SELECT p.subscription_id FROM billing.payments AS p WHERE p.payment_id = any(cast(:payment_ids AS bigint[]))

@@ -9,7 +9,7 @@ import random
 import threading
 import time
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -401,3 +401,40 @@ def test_two_readers_take_turns(
         reader.join(30)
     statuses = {row["status"] for row in company.execute("SELECT status FROM billing.subscriptions")}
     assert statuses == {"active"}, "each failure was made good before it became known"
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        # Paid at 00:30 UTC, an hour before the clock of Berlin, set back, shows the time of day of the anchor again.
+        ("Europe/Berlin", "WEEKLY", "2026-10-21T00:30+00:00", ("2026-10-28T01:30+00:00", "2026-11-04T01:30+00:00")),
+        # 30 January in New York is the 31st in UTC: there February's is paid a day before it falls due here.
+        ("America/New_York", "MONTHLY", "2027-01-31T01:00+00:00", ("2027-03-01T01:00+00:00", "2027-03-31T00:00+00:00")),
+    ],
+)
+def test_the_date_moves_on_where_stripe_bills_before_the_customers_own_clock(
+    company: Connection,
+    gateway: StripeGateway,
+    clock: FixedClock,
+    stripe: StripeSandbox,
+    case: tuple[str, str, str, tuple[str, str]],
+) -> None:
+    zone, frequency, due, following = case
+    change(company, "s5", f"payment_frequency = '{frequency}', billing_anchor = '{due}', next_payment_at = '{due}'")
+    company.execute("UPDATE billing.customers SET time_zone = %s", (zone,))
+    clock.instant = datetime.fromisoformat(due) - timedelta(hours=1)
+    stripe.set_clock(clock.now())
+    stripe.seed_from_billing(company)
+    effects = partial(apply_payment_outcomes, clock=clock, grace_days=7)
+    for expected in map(datetime.fromisoformat, following):
+        row = company.execute(
+            "SELECT next_payment_at FROM billing.subscriptions WHERE subscription_ref = 's5'"
+        ).fetchone()
+        assert row is not None
+        clock.instant = row["next_payment_at"] + timedelta(minutes=1)
+        stripe.advance(clock.now())
+        _poll(company, gateway, clock, effects)
+        row = company.execute(
+            "SELECT next_payment_at FROM billing.subscriptions WHERE subscription_ref = 's5'"
+        ).fetchone()
+        assert row == {"next_payment_at": expected}
