@@ -80,9 +80,9 @@ class World:
         )  # fmt: skip
 
     def change_frequency(self, ref: str, to: str, when: billing.When) -> None:
-        """Not at once while Stripe keeps a date that a pause has moved: for Stripe that is a trial, which is not prorated.
+        """Not at once while Stripe keeps a date that a pause has moved.
 
-        Known, and not solved: the database would begin a new period, and Stripe would not bill it.
+        Known, and not solved: for Stripe that is a trial; the database would begin a new period, Stripe would not bill it.
         """
         if when == "now" and self.stand.call("GET", f"/v1/subscriptions/{self.stripe_id(ref)}")["status"] == "trialing":
             return
