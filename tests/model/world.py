@@ -82,7 +82,7 @@ class World:
     def change_frequency(self, ref: str, to: str, when: billing.When) -> None:
         """Not at once while Stripe keeps a date that a pause has moved.
 
-        Known, and not solved: for Stripe that is a trial; the database would begin a new period, Stripe would not bill it.
+        Known, and not solved: for Stripe that is a trial. It would not bill the period that the database begins.
         """
         if when == "now" and self.stand.call("GET", f"/v1/subscriptions/{self.stripe_id(ref)}")["status"] == "trialing":
             return
