@@ -334,7 +334,10 @@ held AS MATERIALIZED (
         s.subscription_id,
         s.status,
         s.next_payment_at,
+        s.billing_anchor,
         s.version,
+        coalesce(to_jsonb(s) ->> 'payment_frequency', 'MONTHLY') AS payment_frequency,
+        (SELECT c.time_zone FROM billing.customers AS c WHERE c.customer_id = s.customer_id) AS time_zone,
         s.stripe_subscription_id IS NOT NULL AS at_stripe
     FROM billing.subscriptions AS s
     WHERE s.subscription_id IN (SELECT batch.subscription_id FROM batch)
@@ -358,27 +361,46 @@ stretches AS (
     SELECT
         batch.subscription_id,
         sum(greatest(batch.ended_at - batch.starts_at, interval '0')) AS paused_for,
+        min(batch.starts_at) AS began_at,
         max(batch.ended_at) AS ended_at
     FROM batch
     GROUP BY batch.subscription_id
+),
+
+-- The payment that the pause held up is moved or left out as by the sweep; dates to come are counted from one that was moved.
+planned AS (
+    SELECT
+        held.*,
+        stretches.ended_at,
+        coalesce(:moves_next_payment::boolean AND held.next_payment_at >= stretches.began_at, FALSE) AS moved,
+        CASE
+            WHEN held.next_payment_at < stretches.began_at THEN held.next_payment_at
+            WHEN :moves_next_payment::boolean THEN held.next_payment_at + stretches.paused_for
+            WHEN held.next_payment_at >= stretches.ended_at THEN held.next_payment_at
+            ELSE billing.next_payment_at(
+                held.billing_anchor, held.payment_frequency, stretches.ended_at - interval '1 microsecond', held.time_zone
+            )
+        END AS resumed_payment_at
+    FROM held
+    INNER JOIN stretches ON held.subscription_id = stretches.subscription_id
 ),
 
 resumed AS (
     UPDATE billing.subscriptions AS s
     SET
         status = 'active',
-        next_payment_at = s.next_payment_at
-        + CASE WHEN :moves_next_payment::boolean THEN stretches.paused_for ELSE interval '0' END,
+        next_payment_at = planned.resumed_payment_at,
+        billing_anchor = CASE WHEN planned.moved THEN planned.resumed_payment_at ELSE s.billing_anchor END,
         version = s.version + 1,
-        changed_at = stretches.ended_at,
+        changed_at = planned.ended_at,
         change_reason = :reason
-    FROM stretches
-    INNER JOIN held ON stretches.subscription_id = held.subscription_id
-    WHERE s.subscription_id = stretches.subscription_id AND s.status = 'paused'
+    FROM planned
+    WHERE s.subscription_id = planned.subscription_id AND s.status = 'paused'
     RETURNING
-        s.subscription_id, held.status AS status_before, held.next_payment_at AS next_before, held.version AS version_before,
-        s.next_payment_at, s.version, held.at_stripe,
-        CASE WHEN held.at_stripe THEN s.subscription_id || ':resume:' || s.version END AS command
+        s.subscription_id, planned.status AS status_before, planned.next_payment_at AS next_before,
+        planned.billing_anchor AS anchor_before, planned.version AS version_before, planned.moved,
+        s.next_payment_at, s.billing_anchor, s.version, planned.at_stripe,
+        CASE WHEN planned.at_stripe THEN s.subscription_id || ':resume:' || s.version END AS command
 ),
 
 archived_pauses AS (
@@ -406,11 +428,12 @@ archived_subscriptions AS (
         'subscription',
         resumed.subscription_id,
         jsonb_build_object(
-            'status', resumed.status_before, 'next_payment_at', resumed.next_before, 'version', resumed.version_before
+            'status', resumed.status_before, 'next_payment_at', resumed.next_before, 'billing_anchor', resumed.anchor_before,
+            'version', resumed.version_before
         ),
         jsonb_build_object(
-            'status', 'active', 'next_payment_at', resumed.next_payment_at, 'version', resumed.version,
-            'command', resumed.command
+            'status', 'active', 'next_payment_at', resumed.next_payment_at, 'billing_anchor', resumed.billing_anchor,
+            'version', resumed.version, 'command', resumed.command
         ),
         :now
     FROM resumed
@@ -423,7 +446,10 @@ commanded AS (
         resumed.command,
         resumed.subscription_id,
         'resume',
-        jsonb_build_object('mode', :pause_mode::text)
+        jsonb_build_object('mode', :pause_mode::text) || CASE
+            WHEN resumed.moved THEN jsonb_build_object('next_payment_at', resumed.next_payment_at)
+            ELSE '{}'
+        END
     FROM resumed
     WHERE resumed.at_stripe
     ORDER BY resumed.subscription_id

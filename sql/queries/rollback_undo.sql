@@ -255,6 +255,8 @@ judged AS MATERIALIZED (
         resumed.subscription_id IS NOT NULL AS was_resumed,
         (resumed.before ->> 'next_payment_at')::timestamptz AS next_before,
         (resumed.after ->> 'next_payment_at')::timestamptz AS next_after,
+        (resumed.before ->> 'billing_anchor')::timestamptz AS anchor_before,
+        (resumed.after ->> 'billing_anchor')::timestamptz AS anchor_after,
         CASE
             WHEN p.pause_id IS NULL OR held.subscription_id IS NULL THEN 'it is gone'
             WHEN p.version <> (batch.after ->> 'version')::bigint THEN 'it was changed since'
@@ -293,7 +295,9 @@ paused_again AS MATERIALIZED (
         ) AS ends_at,
         bool_or(judged.at_stripe) AS at_stripe,
         max(judged.next_before) AS next_before,
-        max(judged.next_after) AS next_after
+        max(judged.next_after) AS next_after,
+        max(judged.anchor_before) AS anchor_before,
+        max(judged.anchor_after) AS anchor_after
     FROM judged
     WHERE judged.was_resumed
     GROUP BY judged.subscription_id
@@ -306,6 +310,10 @@ paused AS (
         next_payment_at = CASE
             WHEN s.next_payment_at = paused_again.next_after THEN paused_again.next_before
             ELSE s.next_payment_at
+        END,
+        billing_anchor = CASE
+            WHEN s.billing_anchor = paused_again.anchor_after THEN paused_again.anchor_before
+            ELSE s.billing_anchor
         END,
         version = s.version + 1,
         changed_at = :now,

@@ -29,6 +29,7 @@ LIVE = """
 SELECT s.subscription_id, s.status, s.plan, s.payment_frequency, s.amount_minor, s.quantity, s.next_payment_at
 FROM billing.subscriptions AS s ORDER BY 1
 """
+ANCHORS = "SELECT subscription_id, billing_anchor FROM billing.subscriptions ORDER BY 1"
 PAUSES = "SELECT pause_id, state, starts_at, ends_at, kind FROM billing.subscription_pauses ORDER BY 1"
 CHANGING_AT_STRIPE = """
 SELECT count(*) FROM billing.frequency_changes AS f JOIN billing.subscriptions AS s USING (subscription_id)
@@ -145,13 +146,23 @@ def test_pauses_end_and_graces_go_on(company: Connection, control: Connection, c
     for row in rows(company, LIVE):
         was = before[row["subscription_id"]]
         if was["status"] == "paused":
-            assert row == {**was, "status": "active", "next_payment_at": was["next_payment_at"] + paused_for}
+            moved = was["next_payment_at"] + paused_for
+            assert row == {**was, "status": "active", "next_payment_at": moved}
+            # Dates to come are counted from the one that was moved.
+            anchor = "SELECT billing_anchor FROM billing.subscriptions WHERE subscription_id = %s"
+            assert one(company, anchor, row["subscription_id"]) == moved
         else:
             assert row == was
-    assert {row["parameters"]["mode"] for row in rows(company, "SELECT parameters FROM billing.stripe_commands")} == {
-        "subscription"
-    }
-    assert one(company, "SELECT count(*) FROM billing.stripe_commands") == result.changes["stripe_commands"]
+    # Stripe is told of the moved date, or it would bill on the old one.
+    told = rows(
+        company,
+        "SELECT c.parameters FROM billing.stripe_commands AS c JOIN billing.subscriptions AS s USING (subscription_id)"
+        " WHERE (c.parameters ->> 'next_payment_at')::timestamptz = s.next_payment_at",
+    )
+    assert {row["parameters"]["mode"] for row in told} == {"subscription"}
+    assert (
+        len(told) == one(company, "SELECT count(*) FROM billing.stripe_commands") == result.changes["stripe_commands"]
+    )
     states = rows(
         company, "SELECT DISTINCT kind, state FROM billing.subscription_pauses WHERE state IN ('active', 'scheduled')"
     )
@@ -178,12 +189,14 @@ def test_an_overdue_pause_ends_when_it_was_due(company: Connection, control: Con
 def test_undo_brings_everything_back(
     company: Connection, control: Connection, clock: FixedClock, component: str
 ) -> None:
-    before = live(company)
+    before, anchors = live(company), rows(company, ANCHORS)
     done = rolled(company, control, clock, component, batch_size=11)
     assert live(company) != before
     clock.advance(timedelta(hours=3))
     result = undo_rollback(company, control, rollback_id=done.rollback_id, actor="grace", clock=clock, batch_size=5)
     assert live(company) == before
+    if component == "pauses":
+        assert rows(company, ANCHORS) == anchors
     assert result.left_alone == {}
     assert result.restored["feature"] == (3 if component == "complete" else 1)
     again = undo_rollback(company, control, rollback_id=done.rollback_id, actor="grace", clock=clock)
