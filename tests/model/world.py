@@ -84,7 +84,14 @@ class World:
 
         Known, and not solved: for Stripe that is a trial. It would not bill the period that the database begins.
         """
-        if when == "now" and self.stand.call("GET", f"/v1/subscriptions/{self.stripe_id(ref)}")["status"] == "trialing":
+        kept = self._row(
+            "SELECT 1 FROM billing.stripe_commands AS c JOIN billing.subscriptions AS s USING (subscription_id)"
+            " WHERE subscription_ref = %s AND (parameters ? 'next_payment_at' OR parameters ->> 'proration' = 'none')"
+            " AND c.created_at >= coalesce((SELECT max(p.occurred_at) FROM billing.payments AS p"
+            " WHERE p.subscription_id = s.subscription_id AND p.outcome = 'succeeded'), '-infinity')",
+            ref,
+        )
+        if when == "now" and kept is not None:
             return
         self._asked(
             partial(
