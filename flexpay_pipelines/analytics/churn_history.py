@@ -26,7 +26,7 @@ STEP_DAYS = 15
 TRAINING_DAYS = 16
 FEWEST_TRAINING_DAYS = 4
 # A random but fixed choice of customers is enough to learn from, and keeps memory and time bounded in a large company.
-SAMPLED_CUSTOMERS = 20_000
+SAMPLED_CUSTOMERS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
