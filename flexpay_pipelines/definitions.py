@@ -8,6 +8,8 @@ import dagster as dg
 from flexpay_pipelines.defs import (
     alerts,
     analytics,
+    analytics_balances,
+    analytics_checks,
     backups,
     billing,
     health,
@@ -24,8 +26,8 @@ from flexpay_pipelines.defs.resources import FlexPay
 
 OWNER = "team:billing-platform"
 MODULES = (
-    migrations, backups, billing, subscriptions, payments, reconciliation, rewards, analytics, monitoring, rollback,
-    alerts, health,
+    migrations, backups, billing, subscriptions, payments, reconciliation, rewards, analytics, analytics_balances,
+    analytics_checks, monitoring, rollback, alerts, health,
 )  # fmt: skip
 
 

@@ -126,6 +126,8 @@ def _temporary(connection: Connection) -> Iterator[None]:
     from psycopg import sql  # noqa: PLC0415 - the code location loads without it
 
     with connection.transaction():
+        # Every step is one pass over many rows; a plan made for few, a nested loop, would be quadratic.
+        connection.execute("SELECT set_config('enable_nestloop', 'off', true)")
         for name, columns in _TABLES.items():
             connection.execute(
                 sql.SQL("CREATE TEMP TABLE {} ({}) ON COMMIT DROP").format(sql.Identifier(name), sql.SQL(columns))
@@ -133,6 +135,7 @@ def _temporary(connection: Connection) -> Iterator[None]:
         yield
         for name in _TABLES:
             connection.execute(sql.SQL("DROP TABLE pg_temp.{}").format(sql.Identifier(name)))
+        connection.execute("SELECT set_config('enable_nestloop', 'on', true)")
 
 
 def _statistics(connection: Connection, relation: str) -> None:

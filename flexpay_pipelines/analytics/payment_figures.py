@@ -79,5 +79,26 @@ def dunning(
     return [_named(row, by) for row in rows]
 
 
+def recovery(connection: Connection, *, start: date, end: date) -> Row | None:
+    """All episodes that began on these days as one row of `dunning`; None where there is none.
+
+    Raises:
+        BadInput: the range makes no sense.
+    """
+    days = span("day", start, end)
+    found = list(
+        queries("analytics_payments").dunning_rows(
+            connection,
+            grain="all",
+            by="total",
+            since=days.since,
+            until=days.until,
+            known_at=None,
+            patience_days=PATIENCE_DAYS,
+        )
+    )
+    return found[0] if found else None
+
+
 def _named(row: Row, by: str) -> Row:
     return {(by if name == "segment" else name): value for name, value in row.items()}

@@ -5,7 +5,7 @@ What belongs here: gathering figures and writing files. What does not: what the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -14,9 +14,11 @@ from typing import Any
 from flexpay_pipelines.analytics.checks import freshness, identity_breaks, interval_breaks
 from flexpay_pipelines.analytics.datasets import DATASETS
 from flexpay_pipelines.analytics.export import FORMATS, write_rows
-from flexpay_pipelines.analytics.payment_figures import payments_health
+from flexpay_pipelines.analytics.payment_figures import payments_health, recovery
+from flexpay_pipelines.analytics.report_balances import standalone
 from flexpay_pipelines.analytics.report_page import BAR_DAYS, Page, render, series_of, trend
 from flexpay_pipelines.analytics.stored import Row, StoredFigures, read_stored, require_stored, risk_rows
+from flexpay_pipelines.analytics.stored_balances import stored_balances
 from flexpay_pipelines.clock import Clock
 from flexpay_pipelines.database import Connection
 from flexpay_pipelines.errors import disk_errors
@@ -60,7 +62,9 @@ def daily_report(
         day - timedelta(days=TREND_DAYS),
     )
     figures = read_stored(connection, first=first, last=day, reporting_currency=reporting_currency)
-    payments = payments_health(connection, start=day - timedelta(days=BAR_DAYS - 1), end=day, grain="day")
+    since = day - timedelta(days=BAR_DAYS - 1)
+    payments = payments_health(connection, start=since, end=day, grain="day")
+    balances = stored_balances(connection, first=first, last=day)
     risks = risk_rows(connection, day=day)
     with disk_errors("making the folder of the report"):
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,6 +74,8 @@ def daily_report(
         made_at=clock.now(),
         figures=figures,
         payments=payments,
+        recovery=recovery(connection, start=since, end=day),
+        balances=balances,
         risks=risks,
         snapshot=snapshot,
         breaks=identity_breaks(connection, start=first, end=day),
@@ -79,7 +85,7 @@ def daily_report(
     )
     _write_page(render(page), html)
     written: dict[str, dict[str, Path]] = {kind: {} for kind in FORMATS}
-    for name, rows, columns in _datasets(figures, payments, risks):
+    for name, rows, columns in _datasets(figures, payments, balances, risks):
         for kind in FORMATS:
             written[kind][name] = folder / f"{name}.{kind}"
             native = name != "cohorts" or figures.shown is None
@@ -87,12 +93,16 @@ def daily_report(
     return ReportFiles(html, written["parquet"], written["csv"])
 
 
-def _datasets(figures: StoredFigures, payments: list[Row], risks: list[Row]) -> Iterable[tuple[str, list[Row], Any]]:
+def _datasets(
+    figures: StoredFigures, payments: list[Row], balances: Mapping[str, list[Row]], risks: list[Row]
+) -> Iterable[tuple[str, list[Row], Any]]:
     yield "mrr-summary", figures.native_total, DATASETS["mrr-summary"].columns
     yield "mrr-movements", figures.movements, DATASETS["mrr-movements"].columns
     yield "churn", figures.churn, DATASETS["churn"].columns
     yield "cohorts", figures.cohorts, DATASETS["cohorts"].columns
     yield "payments-health", payments, DATASETS["payments-health"].columns
+    for name, rows in balances.items():
+        yield name, rows, DATASETS[name].columns
     yield "churn-risk", risks, RISK_COLUMNS
 
 
@@ -113,8 +123,4 @@ def trend_svg(connection: Connection, *, day: date, reporting_currency: str, day
     since = queries("analytics_report").first_stored_day(connection, since=day - timedelta(days=days)) or day
     figures = read_stored(connection, first=since, last=day, reporting_currency=reporting_currency)
     svg = trend(series_of(day, figures))
-    style = (
-        "<style>.grid{stroke:#8884;stroke-width:1}.axis{font:11px sans-serif;fill:#888}.line{fill:none;stroke:#4f46e5;"
-        "stroke-width:2}.dot{fill:#4f46e5}.area{fill:#4f46e5;opacity:.12}</style>"
-    )
-    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(">", f">{style}", 1)
+    return standalone(svg)

@@ -6,12 +6,14 @@ What belongs here: choosing, wording, colouring. What does not: computing figure
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 from flexpay_pipelines.analytics import plots
+from flexpay_pipelines.analytics.report_balances import balance_lines, failure_trend, recovery_words
 from flexpay_pipelines.analytics.report_cards import Series, cards, money, percent
 from flexpay_pipelines.analytics.stored import Row, StoredFigures
 
@@ -36,12 +38,14 @@ _PAYMENT_COUNTS = (
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Everything that the page shows: stored figures, payment health of 30 days, scores, and what the checks found."""
+    """Everything that the page shows: stored figures, payments of 30 days, balances, scores, what the checks found."""
 
     day: date
     made_at: datetime
     figures: StoredFigures
     payments: list[Row]
+    recovery: Row | None
+    balances: Mapping[str, list[Row]]
     risks: list[Row]
     snapshot: Row
     breaks: list[Row]
@@ -79,7 +83,9 @@ def render(page: Page) -> str:
         plans=_mix(series, "plan"),
         cohorts=_heat_map(figures, currency),
         payments=_payment_table(payments),
-        payment_trend=_payment_trend(payments, day),
+        payment_trend=failure_trend(payments, day - timedelta(days=BAR_DAYS - 1), day),
+        recovery=recovery_words(page.recovery),
+        balances=balance_lines(page.balances, day),
         risks=[_risk(row) for row in risks[:AT_RISK_ROWS]],
         high=sum(row["score"] >= HIGH for row in risks),
         scored=len(risks),
@@ -233,23 +239,6 @@ def _payment_table(payments: list[Row]) -> list[dict[str, Any]]:
         share = Decimal(counts["succeeded"]) / counts["attempts"]
         lines.append({"name": name.capitalize(), "share": percent(share), "width": f"{share * 100:.1f}", **counts})
     return lines
-
-
-def _payment_trend(payments: list[Row], day: date) -> str:
-    days = [day - timedelta(days=n) for n in range(BAR_DAYS - 1, -1, -1)]
-    values: list[float | None] = []
-    for each in days:
-        rows = [row for row in payments if row["period"] == each.isoformat()]
-        attempts = sum(row["attempts"] for row in rows)
-        values.append(sum(row["failed"] for row in rows) / attempts if attempts else None)
-    return plots.line_chart(
-        "Failed attempts",
-        [f"{d:%d %b}" for d in days],
-        [plots.Line("failed attempts", "down", values)],
-        percent=True,
-        from_zero=True,
-        height=170,
-    )
 
 
 def _score_means(risks: list[Row]) -> str:

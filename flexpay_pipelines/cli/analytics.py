@@ -72,7 +72,7 @@ def parse_day(text: str) -> date:
 
 def run(start: From = None, end: To = None, plan: PlanOnly = False, yes: Yes = False, as_json: AsJson = False) -> None:
     """Compute the days' figures again, and the report of the last one."""
-    from flexpay_pipelines.defs.analytics import CHURN, COHORTS, MOVEMENTS, SUMMARY
+    from flexpay_pipelines.defs.analytics import BALANCES, CHURN, COHORTS, MOVEMENTS, SUMMARY
 
     yesterday = datetime.now(UTC).date() - timedelta(days=1)
     last = parse_day(end) if end else yesterday
@@ -86,9 +86,8 @@ def run(start: From = None, end: To = None, plan: PlanOnly = False, yes: Yes = F
         if planned(will, plan_only=plan, yes=yes, as_json=as_json, question="Compute these days?"):
             days = (first.isoformat(), last.isoformat())
             if first < last:
-                require(
-                    run_job("daily_analytics", on=on, partitions=days, selection=[MOVEMENTS, SUMMARY, CHURN, COHORTS])
-                )
+                stored = [MOVEMENTS, SUMMARY, CHURN, COHORTS, BALANCES]
+                require(run_job("daily_analytics", on=on, partitions=days, selection=stored))
             outcome = require(run_job("daily_analytics", on=on, partitions=(days[1], days[1])))
             show(
                 {"run_id": outcome.run_id, **outcome.outputs["analytics/daily_report"]},

@@ -1,10 +1,11 @@
 """Analytics: MRR movements and what is read off them, day by day, and the report that people read.
 
-What belongs here: the analytics assets, their checks, job and schedule. What does not: any formula (`analytics`).
+What belongs here: the assets of run rate, risk and the report, job and schedule. What does not: any formula
+(`analytics`), payments and balances (`analytics_balances`), checks (`analytics_checks`).
 """
 
 from collections.abc import Iterator
-from datetime import date, timedelta
+from datetime import date
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -24,8 +25,9 @@ SUMMARY = dg.AssetKey(["analytics", "mrr_summary"])
 CHURN = dg.AssetKey(["analytics", "churn"])
 COHORTS = dg.AssetKey(["analytics", "cohorts"])
 CHURN_RISK = dg.AssetKey(["analytics", "churn_risk"])
+PAYMENT_HEALTH = dg.AssetKey(["analytics", "payment_health"])
+BALANCES = dg.AssetKey(["analytics", "balances"])
 REPORT = dg.AssetKey(["analytics", "daily_report"])
-CHECKED = timedelta(days=400)
 ONE_RUN = dg.BackfillPolicy.single_run()
 CALIBRATED = dg.AssetCheckSpec(
     "churn_model_is_calibrated",
@@ -39,7 +41,8 @@ NO_DRIFT = dg.AssetCheckSpec(
 )
 
 
-def _days(context: dg.AssetExecutionContext) -> tuple[date, date]:
+def days_of(context: dg.AssetExecutionContext) -> tuple[date, date]:
+    """The first and the last day of the run."""
     keys = context.partition_key_range
     return date.fromisoformat(keys.start), date.fromisoformat(keys.end)
 
@@ -70,7 +73,7 @@ def subscription_metrics(context: dg.AssetExecutionContext, flexpay: FlexPay) ->
     from flexpay_pipelines.analytics import MetricPolicy, key_figures, refresh
 
     with flexpay.step(context, "compute", "subscription metrics") as step:
-        start, end = _days(context)
+        start, end = days_of(context)
         result = refresh(
             step.billing,
             start=start,
@@ -99,7 +102,7 @@ def churn_risk(context: dg.AssetExecutionContext, flexpay: FlexPay) -> Iterator[
     from flexpay_pipelines.analytics import calibration, churn_model, drift, refresh_churn_risk
 
     with flexpay.step(context, "score", "churn risk") as step:
-        day = _days(context)[1]
+        day = days_of(context)[1]
         result = refresh_churn_risk(step.billing, day=day, clock=step.clock, progress=step.progress)
         model = churn_model(step.billing, day)
         step.details = {"day": day.isoformat(), "model": result.model, "why": result.why}
@@ -134,7 +137,7 @@ def _judged(check: dg.AssetCheckSpec, judgement: "Judgement") -> dg.AssetCheckRe
 
 @dg.asset(
     key=REPORT,
-    deps=[SUMMARY, CHURN, COHORTS, CHURN_RISK],
+    deps=[SUMMARY, CHURN, COHORTS, CHURN_RISK, PAYMENT_HEALTH, BALANCES],
     group_name=GROUP,
     kinds={"html", "parquet"},
     partitions_def=DAYS,
@@ -166,36 +169,14 @@ def daily_report(context: dg.AssetExecutionContext, flexpay: FlexPay) -> dg.Mate
         )
 
 
-@dg.asset_check(asset=SUMMARY, blocking=True)
-def movements_explain_mrr(flexpay: FlexPay) -> dg.AssetCheckResult:
-    """End = start + movements, to the minor unit, in every segment; and the segments sum to the total."""
-    from flexpay_pipelines.analytics import identity_breaks
-
-    with flexpay.session("identity check") as session:
-        today = session.clock.now().date()
-        breaks = identity_breaks(session.billing, start=today - CHECKED, end=today)
-    return dg.AssetCheckResult(passed=not breaks, metadata={"breaks": table(breaks)})
-
-
-@dg.asset_check(asset=MOVEMENTS, blocking=True)
-def intervals_are_whole(flexpay: FlexPay) -> dg.AssetCheckResult:
-    """No gap and no overlap between run-rate intervals, and the current ones agree with today's subscriptions."""
-    from flexpay_pipelines.analytics import interval_breaks
-
-    with flexpay.session("interval check") as session:
-        breaks = list(interval_breaks(session.billing))
-    return dg.AssetCheckResult(passed=not breaks, metadata={"breaks": table(breaks)})
-
-
 daily_analytics = dg.define_asset_job(
     "daily_analytics",
-    selection=dg.AssetSelection.assets(MOVEMENTS, SUMMARY, CHURN, COHORTS, CHURN_RISK, REPORT),
-    description="Compute the day's MRR, churn and cohorts, score the customers at risk, write the report.",
+    selection=dg.AssetSelection.groups(GROUP),
+    description="Compute the day's MRR, churn, cohorts and balances, score the customers at risk, write the report.",
 )
 
 defs = dg.Definitions(
     assets=[subscription_metrics, churn_risk, daily_report],
-    asset_checks=[movements_explain_mrr, intervals_are_whole],
     jobs=[daily_analytics],
     schedules=[dg.build_schedule_from_partitioned_job(daily_analytics, name="daily_analytics_at_02_00", hour_of_day=2)],
 )

@@ -88,6 +88,13 @@ dated AS (
     LEFT JOIN terms AS t
         ON r.subscription_id = t.subscription_id AND r.due_at >= t.since AND (t.until IS NULL OR r.due_at < t.until)
     LEFT JOIN billing.customers AS c ON t.customer_id = c.customer_id
+    -- A calendar is costly: it is asked only of payments whose period may reach into the days asked for.
+    WHERE r.occurred_at >= :since
+        OR r.due_at + CASE t.payment_frequency
+            WHEN 'WEEKLY' THEN interval '9 days' WHEN 'BIWEEKLY' THEN interval '16 days' WHEN 'MONTHLY' THEN interval '33 days'
+            WHEN 'QUARTERLY' THEN interval '94 days' ELSE interval '368 days'
+        END >= :since
+        OR r.subscription_id IN (SELECT i.subscription_id FROM metric_intervals AS i WHERE i.status = 'paused')
 ),
 
 billed AS (
@@ -110,6 +117,25 @@ numbered AS (
             cast(b.period_end AT TIME ZONE 'UTC' AS date) - cast(b.period_start AT TIME ZONE 'UTC' AS date), 1
         ) AS days
     FROM billed AS b
+),
+
+cancellations AS (
+    SELECT
+        i.subscription_id,
+        cast(i.valid_from AT TIME ZONE 'UTC' AS date) - date '1970-01-01' AS starts,
+        coalesce(cast(i.valid_to AT TIME ZONE 'UTC' AS date) - date '1970-01-01', 10000000) AS ends
+    FROM metric_intervals AS i
+    WHERE i.status = 'canceled'
+),
+
+-- The first day of the period at whose end the subscription is over.
+ended AS (
+    SELECT
+        n.payment_id,
+        min(greatest(c.starts, n.first_day)) AS over
+    FROM numbered AS n
+    INNER JOIN cancellations AS c ON n.subscription_id = c.subscription_id AND greatest(c.starts, n.first_day) < c.ends
+    GROUP BY n.payment_id
 )
 
 SELECT
@@ -120,15 +146,9 @@ SELECT
     n.received,
     n.first_day,
     CASE WHEN n.period_end IS NOT NULL THEN n.days END AS days,
-    -- The first day of the period at whose end the subscription is over.
-    (
-        SELECT min(greatest(cast(i.valid_from AT TIME ZONE 'UTC' AS date) - date '1970-01-01', n.first_day))
-        FROM metric_intervals AS i
-        WHERE i.subscription_id = n.subscription_id AND i.status = 'canceled'
-            AND coalesce(cast(i.valid_to AT TIME ZONE 'UTC' AS date) - date '1970-01-01', 10000000)
-            > greatest(cast(i.valid_from AT TIME ZONE 'UTC' AS date) - date '1970-01-01', n.first_day)
-    ) AS over
-FROM numbered AS n;
+    e.over
+FROM numbered AS n
+LEFT JOIN ended AS e ON n.payment_id = e.payment_id;
 
 -- name: insert_service_stretches()!
 -- description: For each payment the stretches of days in which its period runs, between pauses, and the pause that follows each.

@@ -49,7 +49,7 @@ GROUP BY a.begins, a.segment
 ORDER BY a.begins, CASE :by WHEN 'attempt' THEN cast(a.segment AS integer) END, a.segment;
 
 -- name: dunning_rows(grain, by, since, until, known_at, patience_days)
--- description: Dunning episodes by the period in which they began: how many were won, how soon.
+-- description: Dunning episodes by the period in which they began (grain all: as one): how many were won, how soon.
 -- A subscription's attempts in a row: an episode begins with a failure after a success, or after a silence longer than the
 -- patience; it is won by the next attempt that succeeds, if no silence lies between.
 WITH failing AS (
@@ -106,8 +106,12 @@ placed AS (
     SELECT
         e.won_at - e.began_at AS took,
         e.won_at,
-        date_trunc(:grain, e.began_at AT TIME ZONE 'UTC') AS begins,
+        CASE :grain
+            WHEN 'all' THEN cast(:since AS timestamptz) AT TIME ZONE 'UTC'
+            ELSE date_trunc(:grain, e.began_at AT TIME ZONE 'UTC')
+        END AS begins,
         CASE :by
+            WHEN 'total' THEN 'total'
             WHEN 'failure_class' THEN coalesce(e.failure_class, 'unknown')
             WHEN 'plan' THEN coalesce(t.plan, 'unknown')
             ELSE coalesce(t.payment_frequency, 'unknown')
@@ -128,7 +132,7 @@ placed AS (
 )
 
 SELECT
-    to_char(p.begins, CASE :grain WHEN 'day' THEN 'YYYY-MM-DD' ELSE 'YYYY-MM' END) AS period,
+    to_char(p.begins, CASE :grain WHEN 'month' THEN 'YYYY-MM' ELSE 'YYYY-MM-DD' END) AS period,
     p.segment,
     count(*) AS episodes,
     count(p.won_at) AS recovered,

@@ -210,7 +210,7 @@ def bucket(expires_at: datetime | None, end: datetime) -> str:
 
 def episodes(payments: list[Payment]) -> list[tuple[Payment, timedelta | None]]:
     """Each dunning episode: the failure that began it, and how long until it was won."""
-    found = []
+    found: list[tuple[Payment, timedelta | None]] = []
     for subscription in {p.subscription for p in payments}:
         began: Payment | None = None
         before: Payment | None = None

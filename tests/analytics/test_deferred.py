@@ -17,7 +17,7 @@ from tests.analytics.money import DAY, Payment, deferred_by_day, known, pay, sta
 from tests.analytics.reference import PER_YEAR, Event, History
 
 AT = datetime(2026, 1, 1, 9, tzinfo=UTC)
-MONTH = {"start": date(2026, 1, 1), "end": date(2026, 3, 31), "grain": "month"}
+MONTH: dict[str, Any] = {"start": date(2026, 1, 1), "end": date(2026, 3, 31), "grain": "month"}
 
 
 def event(name: str, day: int, **changes: object) -> Event:
@@ -126,7 +126,7 @@ def test_days_are_those_of_the_customers_calendar(billing: Connection) -> None:
 def test_known_at_shows_what_was_known(billing: Connection) -> None:
     write(billing, [started("ann-1", AT)])
     pay(billing, [Payment("ann-1", AT, recorded_at=AT + 5 * DAY)])
-    asked = {"start": date(2026, 1, 2), "end": date(2026, 1, 2), "grain": "day"}
+    asked: dict[str, Any] = {"start": date(2026, 1, 2), "end": date(2026, 1, 2), "grain": "day"}
     assert deferred_revenue(billing, **asked, known_at=AT + DAY) == []
     assert [figures(row) for row in deferred_revenue(billing, **asked)] == [(968, 0, 33, 935, 0)]
 
@@ -197,8 +197,8 @@ def test_every_day_agrees_with_the_reference(billing: Connection, examples: int)
                 before[0] - before[1], received - before[0], recognised - before[1], received - recognised, standing
             )  # fmt: skip
             assert (figures(found[day.isoformat()]) if day.isoformat() in found else (0,) * 5) == row
-        for row in (*days, *months):
-            assert row["opening"] + row["received"] - row["recognised"] == row["closing"]
+        for each in (*days, *months):
+            assert each["opening"] + each["received"] - each["recognised"] == each["closing"]
         for month in (row for row in months if row["period"] not in (f"{first:%Y-%m}", f"{last:%Y-%m}")):
             parts = [row for row in days if row["period"].startswith(month["period"])]
             assert month["received"] == sum(row["received"] for row in parts)

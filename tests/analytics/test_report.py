@@ -19,6 +19,7 @@ from flexpay_pipelines.analytics import (
     refresh_churn_risk,
     trend_svg,
 )
+from flexpay_pipelines.analytics.stored_balances import BALANCES
 from flexpay_pipelines.clock import FixedClock
 from flexpay_pipelines.database import Connection
 from flexpay_pipelines.errors import BadInput
@@ -101,7 +102,7 @@ def test_the_page_stands_alone(company: Connection, tmp_path: Path) -> None:
     assert "Exchange rates are missing" not in page
     for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
         ET.fromstring(svg)  # noqa: S314 - our own text
-    names = {"mrr-summary", "mrr-movements", "churn", "cohorts", "payments-health", "churn-risk"}
+    names = {"mrr-summary", "mrr-movements", "churn", "cohorts", "payments-health", "churn-risk"} | set(BALANCES)
     assert files.csv.keys() == files.parquet.keys() == names
     on_disk = {path.name for path in files.html.parent.iterdir()}
     assert on_disk == {"report.html"} | {f"{name}.{kind}" for name in names for kind in ("csv", "parquet")}
