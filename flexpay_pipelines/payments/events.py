@@ -158,6 +158,7 @@ def apply_events(
         corrected = [row["payment_id"] for row in catalogue.correct_reasons(connection, events=events)]
         if payments or corrected:
             apply(connection, [*payments, *corrected])
+        catalogue.advance_free_periods(connection, events=events)
         canceled = [row["subscription_id"] for row in catalogue.apply_cancellations(connection, events=events)]
         close_grace_periods(connection, canceled, clock=clock)
         stale: int = catalogue.mark_events(connection, events=events, now=clock.now())

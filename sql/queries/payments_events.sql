@@ -198,6 +198,37 @@ WHERE
     AND (s.stripe_event_at IS NULL OR s.stripe_event_at < gone.created)
 RETURNING s.subscription_id;
 
+-- name: advance_free_periods(events)!
+-- A period for which credit left nothing to pay begins all the same: the next payment is the one after it. Its invoice can be
+-- made up to a day before our date, as for a payment.
+UPDATE billing.subscriptions AS s
+SET
+    next_payment_at = free.next_payment_at,
+    version = s.version + 1,
+    changed_at = greatest(free.billed_at, s.changed_at),
+    change_reason = 'credit paid for the period'
+FROM (
+    SELECT
+        s.subscription_id,
+        max(b.billed_at) AS billed_at,
+        max(billing.next_payment_at(
+            s.billing_anchor, coalesce(to_jsonb(s) ->> 'payment_frequency', 'MONTHLY'), b.billed_at + interval '26 hours',
+            c.time_zone
+        )) AS next_payment_at
+    FROM billing.stripe_events AS e
+    INNER JOIN billing.subscriptions AS s ON s.stripe_subscription_id = e.object ->> 'subscription'
+    INNER JOIN billing.customers AS c ON s.customer_id = c.customer_id
+    CROSS JOIN LATERAL (VALUES (to_timestamp((e.object ->> 'created')::bigint))) AS b (billed_at)
+    WHERE
+        e.stripe_event_id = any(:events) AND e.type = 'invoice.paid' AND (e.object ->> 'amount_due')::bigint = 0
+        -- Not the free invoice with which a trial, or a date that is kept by one, begins.
+        AND e.object ->> 'billing_reason' = 'subscription_cycle'
+    GROUP BY s.subscription_id
+) AS free
+WHERE
+    s.subscription_id = free.subscription_id AND s.status NOT IN ('trialing', 'canceled')
+    AND s.next_payment_at < free.next_payment_at;
+
 -- name: mark_events(events, now)$
 -- The events are dealt with. Returns how many said something older than what was known of the same subscription.
 WITH marked AS (

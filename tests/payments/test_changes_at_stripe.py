@@ -219,6 +219,24 @@ def test_what_is_changed_at_once_is_billed_as_quoted(world: World) -> None:
     assert world.paid()[2:] == [quoted.net_minor] == [quoted.debit_minor - quoted.credit_minor]
 
 
+def test_periods_that_credit_pays_for_move_the_date_as_well(world: World) -> None:
+    # s4 pays yearly, in five days; changed the day after, nearly the whole year is credit against the weeks to come.
+    world.until(NOW + 6 * DAY)
+    world.poll()
+    changed_at = world.clock.instant
+    change_frequency(world.billing, subscription_ref="s4", to=PaymentFrequency.WEEKLY, clock=world.clock, when="now")
+    world.deliver()
+    world.until(changed_at + 24 * DAY)
+    world.poll()
+    world.sweep()
+    row = world.billing.execute(
+        "SELECT next_payment_at, change_reason FROM billing.subscriptions WHERE subscription_ref = 's4'"
+    ).fetchone()
+    assert row == {"next_payment_at": changed_at + 28 * DAY, "change_reason": "credit paid for the period"}
+    found = reconcile(world.billing, world.gateway, clock=world.clock, progress=quiet)
+    assert [one for one in found.differences if one.subscription_ref == "s4"] == []
+
+
 @pytest.mark.parametrize("wish", [ACROSS, SAME])
 def test_a_rollback_takes_a_scheduled_change_off_at_stripe_and_its_undo_puts_it_back(
     world: World, control: Connection, wish: Wish
