@@ -126,7 +126,7 @@ class Step:
         self.settings = opened_session.settings
         self.clock = opened_session.clock
         self.progress = context.log.info
-        self.run_id = context.run_id
+        self.run_id = context.run.run_id
         self.actor = context.run.tags.get(ACTOR_TAG, "dagster")
         self.details: dict[str, Any] = {}
         self._action = action
