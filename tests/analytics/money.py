@@ -181,7 +181,7 @@ def lots_left(entries: list[Entry], end: datetime) -> list[tuple[datetime | None
     known = sorted(
         enumerate(e for e in entries if e.occurred_at < end), key=lambda pair: (pair[1].known_at, pair[1].occurred_at)
     )
-    lots = [[e.expires_at, e.amount] for _, e in known if e.kind == "earned"]
+    lots = [(e.expires_at, e.amount) for _, e in known if e.kind == "earned"]
     gone = sum(e.amount for _, e in known if e.kind != "earned")
     left = []
     for expires_at, amount in lots:
