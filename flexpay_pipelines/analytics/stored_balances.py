@@ -64,12 +64,14 @@ def refresh_balances(
         with stored_workspace(connection, MetricPolicy()):
             deferred, paused = deferred_rows(connection, days, None), paused_rows(connection, days)
         progress("Computing what customers could spend.")
-        liability = liability_rows(connection, days, None) if rewards else []
+        computed = {"deferred": deferred, "paused": paused}
+        if rewards:  # while they are rolled back, what was stored of them stays
+            computed["liability"] = liability_rows(connection, days, None)
         now = clock.now()
         kept = named.keep_days(connection, first=days.first, last=days.last, asked=asked.first, now=now)
         stored = {row["day"].isoformat() for row in named.stored_days(connection, first=days.first, last=days.last)}
         rows = 0
-        for table, found in (("liability", liability), ("deferred", deferred), ("paused", paused)):
+        for table, found in computed.items():
             mine = [row for row in found if row["period"] in stored]
             getattr(named, f"drop_{table}")(connection, first=days.first, last=days.last)
             rows += getattr(named, f"keep_{table}")(connection, rows=json.dumps(mine, default=int), now=now)

@@ -91,9 +91,16 @@ def test_days_between_stored_ones_stay_unstored(company: Connection) -> None:
 
 
 def test_without_rewards_the_others_are_stored(company: Connection) -> None:
-    company.execute("DROP FUNCTION billing.reward_credits")
-    result = refresh_balances(company, start=LAST, end=LAST, clock=CLOCK)
-    assert (result.rewards, result.rows) == (False, 3)
+    """And nothing is wrong with the days before a rollback, of it, and after it was undone."""
+    refresh_balances(company, start=FIRST, end=LAST - 2 * DAY, clock=CLOCK)
+    with company.transaction(force_rollback=True):
+        company.execute("DROP FUNCTION billing.reward_credits")
+        result = refresh_balances(company, start=LAST - DAY, end=LAST - DAY, clock=FixedClock(CLOCK.now() + DAY))
+        assert (result.rewards, result.rows) == (False, 3)
+        assert balance_breaks(company, start=FIRST, end=LAST) == []
+    company.execute("INSERT INTO analytics.balance_days VALUES (%s, now())", (LAST - DAY,))
+    refresh_balances(company, start=LAST, end=LAST, clock=FixedClock(CLOCK.now() + 2 * DAY))
+    assert [row["balance"] for row in balance_breaks(company, start=FIRST, end=LAST)].count("rewards-liability") == 0
 
 
 @pytest.mark.parametrize(
