@@ -22,19 +22,21 @@ STORED_KINDS = ("total", "plan", "payment_frequency", "country", "currency")
 
 _TABLES = {
     "metric_subscriptions": "subscription_id bigint PRIMARY KEY, touched_from timestamptz NOT NULL",
-    "metric_customers": "customer_id bigint PRIMARY KEY",
+    "metric_currencies": "currency text PRIMARY KEY",
+    "metric_customers": "customer_id bigint PRIMARY KEY, alone boolean NOT NULL",
     "metric_periods": "period date PRIMARY KEY",
     "metric_windows": "period date PRIMARY KEY, label text, last_period date, before_period date, "
     "before_day date, last_day date",
     "metric_rates": "period date, currency text, shown text, rate_before numeric, rate_now numeric, "
     "PRIMARY KEY (period, currency)",
-    "metric_changes": "subscription_id bigint, customer_id bigint, currency text, country text, "
+    "metric_changes": "subscription_id bigint, customer_id bigint, currency text, country text, alone boolean, "
     "period date, kind_before text, kind_after text, run_before bigint, run_after bigint, "
     "paused_before bigint, paused_after bigint, plan_before text, plan_after text, frequency_before text, "
-    "frequency_after text",
-    "metric_customer_periods": "customer_id bigint, currency text, country text, period date, "
+    "frequency_after text, ever_before boolean",
+    "metric_several": "customer_id bigint, currency text, country text, period date, "
     "run_before bigint, run_after bigint, with_before boolean, with_after boolean, ever_before boolean, "
-    "splits boolean, paused bigint, resumed bigint, rest bigint, movement text",
+    "splits boolean, paused bigint, resumed bigint, rest bigint, movement text, subscriptions integer, "
+    "paused_subscriptions integer, spread boolean",
     "metric_movements": "period date, customer_id bigint, movement text, currency text, amount bigint",
     "metric_segment_changes": "period date, kind text, segment text, currency text, run_change bigint, "
     "new bigint, reactivation bigint, expansion bigint, contraction bigint, churn bigint, paused bigint, "
@@ -57,6 +59,8 @@ _TABLES = {
     "metric_rate_rows": "period text, definition text, currency text, customers_start bigint, "
     "customers_churned bigint, customer_churn_rate numeric, gross_mrr_churn numeric, net_mrr_churn numeric, "
     "nrr numeric, grr numeric, quick_ratio numeric, arpa numeric, ltv numeric, pause_rate numeric",
+    "metric_fresh": "LIKE analytics.run_rate_intervals",
+    "metric_cohort_changes": "cohort date, currency text, customers bigint, paying_customers bigint, run bigint",
     "metric_cohorts": "cohort date, period date, currency text, customers_start bigint, customers bigint, "
     "paying_customers bigint, run_start bigint, run_end bigint",
 }
@@ -66,7 +70,7 @@ _OF_ONE_PASS = (
     "metric_windows",
     "metric_rates",
     "metric_changes",
-    "metric_customer_periods",
+    "metric_several",
     "metric_movements",
     "metric_segment_changes",
     "metric_baseline",
@@ -86,7 +90,8 @@ class Workspace:
     policy: MetricPolicy
 
     @property
-    def _pauses(self) -> dict[str, object]:
+    def pauses(self) -> dict[str, object]:
+        """The policy on pauses as parameters of the statements."""
         return {"included": self.policy.paused == "included", "paused_churn_days": self.policy.paused_churn_days}
 
     def _statistics(self, *relations: str) -> None:
@@ -94,6 +99,16 @@ class Workspace:
 
         for relation in relations:
             self.connection.execute(sql.SQL("ANALYZE pg_temp.{}").format(sql.Identifier(relation)))
+
+    def replay(self, *, only_touched: bool = False, known_at: datetime | None = None) -> None:
+        """Make metric_replayed the intervals that the ledger amounts to, or the part of it that the arguments leave."""
+        from psycopg import sql  # noqa: PLC0415
+
+        touched = "subscription_id IN (SELECT subscription_id FROM metric_subscriptions)" if only_touched else "TRUE"
+        known = sql.SQL("TRUE") if known_at is None else sql.SQL("recorded_at <= {}").format(sql.Literal(known_at))
+        view = sql.SQL("CREATE TEMP VIEW metric_events AS SELECT * FROM billing.subscription_events WHERE {} AND {}")
+        self.connection.execute(view.format(sql.SQL(touched), known))
+        queries("analytics_intervals").create_replay(self.connection)
 
     def clear(self) -> None:
         """Make room for another pass over the same intervals."""
@@ -115,10 +130,10 @@ class Workspace:
     def class_changes(self, grain: Grain, until: datetime) -> None:
         """From intervals to classed changes per customer and period, for all of the chosen customers' history."""
         named = queries("analytics_movements")
-        named.insert_changes(self.connection, grain=grain, until=until, **self._pauses)
+        named.insert_changes(self.connection, grain=grain, until=until, **self.pauses)
         self._statistics("metric_changes")
-        named.insert_customer_periods(self.connection)
-        self._statistics("metric_customer_periods")
+        named.insert_several(self.connection)
+        self._statistics("metric_several")
 
     def movements(self) -> None:
         """From classed changes to a row for each movement."""
@@ -135,9 +150,14 @@ class Workspace:
             self.connection, grain=periods.grain, first=periods.first, last=periods.last
         )
         self._statistics("metric_periods")
-        named.insert_segment_changes(self.connection, kinds=list(kinds))
+        segments = queries("analytics_segments")
+        if "customer" in kinds:
+            segments.insert_customer_changes(self.connection)
+        segments.insert_placed_changes(self.connection, kinds=list(kinds))
+        segments.insert_whole_changes(self.connection, kinds=list(kinds))
+        segments.insert_allotted_changes(self.connection, kinds=list(kinds))
         if stored_baseline is None:
-            named.insert_baseline(self.connection, kinds=list(kinds), at=periods.since, **self._pauses)
+            named.insert_baseline(self.connection, kinds=list(kinds), at=periods.since, **self.pauses)
         else:
             named.insert_stored_baseline(self.connection, kinds=list(kinds), day=stored_baseline)
         self._statistics("metric_segment_changes", "metric_baseline")
@@ -182,13 +202,17 @@ class Workspace:
         row = queries("analytics_currencies").missing_rate(self.connection, rolling=rolling)
         return None if row is None else (row["currency"], row["day"])
 
-    def window_changes(self, days: int) -> None:
-        """Compare both ends of each window."""
+    def window_changes(self, days: int, base: date | None = None) -> None:
+        """Compare both ends of each window.
+
+        `base`: a stored day before the first window; then only customers with a change in the days that windows since
+        have won or lost need be chosen.
+        """
         named = queries("analytics_rates")
-        named.insert_window_pairs(self.connection, span=days)
+        named.insert_window_pairs(self.connection, span=days, base=base)
         self._statistics("metric_window_pairs")
         named.set_window_pauses(self.connection)
-        named.insert_window_changes(self.connection)
+        named.insert_window_changes(self.connection, base=base)
 
 
 def no_rate(currency: str, day: date, reporting_currency: str) -> BadInput:
@@ -208,54 +232,50 @@ def lead_in(periods: Span, days: int) -> Span:
 @contextmanager
 def ledger_workspace(connection: Connection, policy: MetricPolicy, known_at: datetime | None) -> Iterator[Workspace]:
     """A workspace over intervals replayed from the ledger, as it was known at `known_at` (None: now)."""
-    from psycopg import sql  # noqa: PLC0415
-
     with connection.transaction():
         _create(connection)
-        known = sql.SQL("") if known_at is None else sql.SQL(" WHERE recorded_at <= {}").format(sql.Literal(known_at))
-        connection.execute(
-            sql.SQL("CREATE TEMP VIEW metric_events AS SELECT * FROM billing.subscription_events{}").format(known)
-        )
         connection.execute("CREATE TEMP TABLE metric_intervals (LIKE analytics.run_rate_intervals) ON COMMIT DROP")
         workspace = Workspace(connection, policy)
+        workspace.replay(known_at=known_at)
         queries("analytics_intervals").insert_intervals(connection)
         workspace._statistics("metric_intervals")
         yield workspace
-        _drop(connection, ("VIEW", "metric_events"), ("TABLE", "metric_intervals"))
+        _drop(connection, "metric_intervals")
 
 
 @contextmanager
 def stored_workspace(connection: Connection, policy: MetricPolicy) -> Iterator[Workspace]:
-    """A workspace over the stored intervals; replaying metric_events writes into them.
-
-    metric_events are those of the subscriptions in metric_subscriptions.
-    """
+    """A workspace over the stored intervals."""
     with connection.transaction():
         _create(connection)
-        connection.execute(
-            "CREATE TEMP VIEW metric_events AS SELECT * FROM billing.subscription_events "
-            "WHERE subscription_id IN (SELECT subscription_id FROM metric_subscriptions)"
-        )
         connection.execute("CREATE TEMP VIEW metric_intervals AS SELECT * FROM analytics.run_rate_intervals")
         yield Workspace(connection, policy)
-        _drop(connection, ("VIEW", "metric_events"), ("VIEW", "metric_intervals"))
+        connection.execute("DROP VIEW pg_temp.metric_intervals")
+        _drop(connection)
 
 
 def _create(connection: Connection) -> None:
     from psycopg import sql  # noqa: PLC0415
 
-    # Sorts of the whole ledger and of ten rows go through the same statements; the setting ends with the transaction.
-    connection.execute("SELECT set_config('work_mem', '256MB', true)")
-    for name, columns in _TABLES.items():
-        connection.execute(
-            sql.SQL("CREATE TEMP TABLE {} ({}) ON COMMIT DROP").format(sql.Identifier(name), sql.SQL(columns))
-        )
+    # Sorts of the whole ledger and of ten rows go through the same statements; the settings end with the transaction.
+    connection.execute(
+        "SELECT set_config('work_mem', '256MB', true), set_config('maintenance_work_mem', '256MB', true),"
+        " set_config('timezone', 'UTC', true)"
+    )
+    tables = [
+        sql.SQL("CREATE TEMP TABLE {} ({}) ON COMMIT DROP").format(sql.Identifier(name), sql.SQL(columns))
+        for name, columns in _TABLES.items()
+    ]
+    connection.execute(sql.SQL("; ").join(tables))
+    queries("analytics_currencies").load_currencies(connection)
+    queries("analytics_movements").create_alone(connection)
+    queries("analytics_movements").create_customer_periods(connection)
 
 
-def _drop(connection: Connection, *others: tuple[str, str]) -> None:
+def _drop(connection: Connection, *others: str) -> None:
+    """The views go with the tables."""
     from psycopg import sql  # noqa: PLC0415
 
-    for kind, name in (*others, *(("TABLE", name) for name in _TABLES)):
-        connection.execute(
-            sql.SQL("DROP {} pg_temp.{}").format(sql.SQL("VIEW" if kind == "VIEW" else "TABLE"), sql.Identifier(name))
-        )
+    names = [sql.Identifier("pg_temp", name) for name in (*others, *_TABLES)]
+    connection.execute("DROP VIEW IF EXISTS pg_temp.metric_replayed, pg_temp.metric_events")
+    connection.execute(sql.SQL("DROP TABLE {} CASCADE").format(sql.SQL(", ").join(names)))

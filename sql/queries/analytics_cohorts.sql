@@ -163,3 +163,103 @@ SELECT
     end_minor
 FROM analytics.cohorts
 WHERE period = :period;
+
+-- name: newest_month()$
+-- description: The newest month whose cohorts are stored; null where none is.
+SELECT max(period) AS period FROM analytics.cohorts;
+
+-- name: insert_cohort_standing(sign, last, included, paused_churn_days)!
+-- description: What the customers of touched subscriptions add to the cohorts of a month, or take from them before they change.
+INSERT INTO metric_cohort_changes (cohort, currency, customers, paying_customers, run)
+WITH lives AS (
+    SELECT
+        i.customer_id,
+        i.currency,
+        i.annualised_minor,
+        i.valid_from,
+        i.status <> 'paused' OR :included AS counted,
+        least(i.valid_to, i.paused_since + make_interval(hours => 24 * cast(:paused_churn_days AS integer))) AS ends_at,
+        date_trunc('month', i.valid_from) AS month,
+        cast(:last AS timestamptz) + interval '1 month' AS month_end
+    FROM metric_intervals AS i
+    WHERE i.status IN ('active', 'past_due', 'paused')
+        AND i.customer_id IN (
+            SELECT t.customer_id
+            FROM metric_intervals AS t
+            INNER JOIN metric_subscriptions AS s ON t.subscription_id = s.subscription_id
+        )
+),
+
+-- A run rate that outlasts the month in which it began stands at a month end; at no other can it stand first.
+customers AS (
+    SELECT
+        l.customer_id,
+        l.currency,
+        cast(
+            min(l.month) FILTER (
+                WHERE l.counted AND l.annualised_minor > 0 AND coalesce(l.ends_at >= l.month + interval '1 month', TRUE)
+            ) AS date
+        ) AS cohort,
+        coalesce(
+            sum(l.annualised_minor) FILTER (
+                WHERE l.counted AND l.valid_from < l.month_end AND coalesce(l.ends_at >= l.month_end, TRUE)
+            ),
+            0
+        ) AS run,
+        coalesce(
+            sum(l.annualised_minor) FILTER (
+                WHERE l.valid_from < l.month_end AND coalesce(l.ends_at >= l.month_end, TRUE)
+            ),
+            0
+        ) AS standing
+    FROM lives AS l
+    GROUP BY l.customer_id, l.currency
+)
+
+SELECT
+    c.cohort,
+    c.currency,
+    cast(:sign AS integer) * count(*) FILTER (WHERE c.standing > 0) AS customers,
+    cast(:sign AS integer) * count(*) FILTER (WHERE c.run > 0) AS paying_customers,
+    cast(:sign AS integer) * sum(c.run) AS run
+FROM customers AS c
+WHERE c.cohort <= :last
+GROUP BY c.cohort, c.currency;
+
+-- name: shift_cohorts(period)!
+-- description: Applies what has changed to the stored cohorts of a month; in its own month a cohort starts as it stands.
+WITH changes AS (
+    SELECT
+        cohort,
+        currency,
+        sum(customers) AS customers,
+        sum(paying_customers) AS paying_customers,
+        sum(run) AS run
+    FROM metric_cohort_changes
+    GROUP BY cohort, currency
+)
+
+INSERT INTO analytics.cohorts AS k (
+    cohort, period, currency, customers_start, customers, paying_customers, start_minor, end_minor
+)
+SELECT
+    c.cohort,
+    :period,
+    c.currency,
+    c.customers AS customers_start,
+    c.customers,
+    c.paying_customers,
+    c.run AS start_minor,
+    c.run AS end_minor
+FROM changes AS c
+WHERE (c.customers, c.paying_customers, c.run) IS DISTINCT FROM (0, 0, 0)
+ON CONFLICT (period, cohort, currency) DO UPDATE SET
+    customers_start = k.customers_start + CASE WHEN k.cohort = k.period THEN excluded.customers ELSE 0 END,
+    customers = k.customers + excluded.customers,
+    paying_customers = k.paying_customers + excluded.paying_customers,
+    start_minor = k.start_minor + CASE WHEN k.cohort = k.period THEN excluded.end_minor ELSE 0 END,
+    end_minor = k.end_minor + excluded.end_minor;
+
+-- name: drop_empty_cohorts(period)!
+-- description: A cohort that nobody belongs to any more is none.
+DELETE FROM analytics.cohorts WHERE period = :period AND customers_start = 0;

@@ -1,10 +1,6 @@
 -- name: insert_native_rates()!
 -- description: Every currency as itself: one for one, no effect of rates.
 INSERT INTO metric_rates (period, currency, shown, rate_before, rate_now)
-WITH currencies AS (
-    SELECT DISTINCT currency FROM billing.customers
-)
-
 SELECT
     w.period,
     c.currency,
@@ -12,7 +8,7 @@ SELECT
     1 AS rate_before,
     1 AS rate_now
 FROM metric_windows AS w
-CROSS JOIN currencies AS c;
+CROSS JOIN metric_currencies AS c;
 
 -- name: insert_reporting_rates(reporting_currency, currencies, factors)!
 -- description: The newest rate of the last day or before it, for the start and the end of each period; null where none is known.
@@ -39,10 +35,6 @@ LEFT JOIN LATERAL (
 -- name: insert_unknown_rates()!
 -- description: No rates at all: whatever would be added over currencies stays null.
 INSERT INTO metric_rates (period, currency, shown, rate_before, rate_now)
-WITH currencies AS (
-    SELECT DISTINCT currency FROM billing.customers
-)
-
 SELECT
     w.period,
     c.currency,
@@ -50,11 +42,16 @@ SELECT
     NULL AS rate_before,
     NULL AS rate_now
 FROM metric_windows AS w
-CROSS JOIN currencies AS c;
+CROSS JOIN metric_currencies AS c;
+
+-- name: load_currencies()!
+-- description: The currencies that customers pay in, looked for once.
+INSERT INTO metric_currencies (currency)
+SELECT DISTINCT currency FROM billing.customers;
 
 -- name: currencies()
 -- description: The currencies that customers pay in.
-SELECT DISTINCT currency FROM billing.customers ORDER BY currency;
+SELECT currency FROM metric_currencies ORDER BY currency;
 
 -- name: missing_rate(rolling)^
 -- description: The first day on which an amount stands in a currency for which no rate is known.

@@ -1,26 +1,40 @@
 -- name: choose_customers(since, until, paused_churn_days)!
 -- description: Customers with a boundary in [since, until): an interval that begins there, or a pause that ages out.
-INSERT INTO metric_customers (customer_id)
-SELECT i.customer_id
-FROM metric_intervals AS i
-WHERE i.valid_from >= :since AND i.valid_from < :until
-UNION
-SELECT i.customer_id
-FROM metric_intervals AS i
-WHERE i.status = 'paused'
-    AND i.paused_since >= :since - make_interval(hours => 24 * cast(:paused_churn_days AS integer))
-    AND i.paused_since < :until - make_interval(hours => 24 * cast(:paused_churn_days AS integer));
+INSERT INTO metric_customers (customer_id, alone)
+WITH chosen AS (
+    SELECT i.customer_id
+    FROM metric_intervals AS i
+    WHERE i.valid_from >= :since AND i.valid_from < :until
+    UNION
+    SELECT i.customer_id
+    FROM metric_intervals AS i
+    WHERE i.status = 'paused'
+        AND i.paused_since >= :since - make_interval(hours => 24 * cast(:paused_churn_days AS integer))
+        AND i.paused_since < :until - make_interval(hours => 24 * cast(:paused_churn_days AS integer))
+)
+
+SELECT
+    i.customer_id,
+    min(i.subscription_id) = max(i.subscription_id) AS alone
+FROM chosen AS c
+INNER JOIN metric_intervals AS i ON c.customer_id = i.customer_id
+GROUP BY i.customer_id
+ON CONFLICT (customer_id) DO NOTHING;
 
 -- name: choose_every_customer()!
--- description: All customers that have intervals.
-INSERT INTO metric_customers (customer_id)
-SELECT DISTINCT customer_id FROM metric_intervals;
+-- description: All customers that have intervals; alone: with one subscription, whose changes are the customer's.
+INSERT INTO metric_customers (customer_id, alone)
+SELECT
+    customer_id,
+    min(subscription_id) = max(subscription_id) AS alone
+FROM metric_intervals
+GROUP BY customer_id;
 
 -- name: insert_changes(grain, included, paused_churn_days, until)!
 -- description: For the chosen customers, each period at whose end a subscription stands otherwise than at the end before.
 INSERT INTO metric_changes (
-    subscription_id, customer_id, currency, country, period, kind_before, kind_after, run_before, run_after, paused_before,
-    paused_after, plan_before, plan_after, frequency_before, frequency_after
+    subscription_id, customer_id, currency, country, alone, period, kind_before, kind_after, run_before, run_after, paused_before,
+    paused_after, plan_before, plan_after, frequency_before, frequency_after, ever_before
 )
 WITH moments AS (
     SELECT
@@ -30,55 +44,66 @@ WITH moments AS (
         i.country,
         i.plan,
         i.payment_frequency,
-        m.at,
-        m.kind,
-        CASE WHEN m.kind = 'counted' THEN i.annualised_minor ELSE 0 END AS run,
-        CASE WHEN m.kind = 'paused' THEN i.annualised_minor ELSE 0 END AS paused,
-        cast(date_trunc(:grain, m.at AT TIME ZONE 'UTC') AS date) AS period
-    FROM metric_intervals AS i
-    CROSS JOIN LATERAL
-        (
-            VALUES (coalesce(i.paused_since + make_interval(hours => 24 * cast(:paused_churn_days AS integer)), 'infinity'))
-        ) AS l (ages_out_at)
+        i.annualised_minor,
+        c.alone,
+        i.valid_from AS at,
+        CASE
+            WHEN i.status IN ('active', 'past_due') THEN 'counted'
+            WHEN i.status <> 'paused' OR a.ages_out_at <= i.valid_from THEN 'out'
+            WHEN :included THEN 'counted'
+            ELSE 'paused'
+        END AS kind,
+        CASE WHEN a.ages_out_at > i.valid_from THEN least(a.ages_out_at, i.valid_to) ELSE i.valid_to END AS next_at
+    FROM metric_customers AS c
+    INNER JOIN metric_intervals AS i ON c.customer_id = i.customer_id
     CROSS JOIN LATERAL (
-        VALUES
-        (
-            i.valid_from,
-            CASE
-                WHEN i.status IN ('active', 'past_due') THEN 'counted'
-                WHEN i.status <> 'paused' OR l.ages_out_at <= i.valid_from THEN 'out'
-                WHEN :included THEN 'counted'
-                ELSE 'paused'
-            END
-        ),
-        (
-            CASE WHEN i.status = 'paused' AND l.ages_out_at > i.valid_from AND l.ages_out_at < coalesce(i.valid_to, 'infinity')
-                    THEN l.ages_out_at
-            END,
-            'out'
-        )
-    ) AS m (at, kind)
-    WHERE m.at < :until AND i.customer_id IN (SELECT c.customer_id FROM metric_customers AS c)
+        VALUES (i.paused_since + make_interval(hours => 24 * cast(:paused_churn_days AS integer)))
+    ) AS a (ages_out_at)
+    WHERE i.valid_from < :until
+    UNION ALL
+    SELECT
+        i.subscription_id,
+        i.customer_id,
+        i.currency,
+        i.country,
+        i.plan,
+        i.payment_frequency,
+        i.annualised_minor,
+        c.alone,
+        a.ages_out_at AS at,
+        'out' AS kind,
+        i.valid_to AS next_at
+    FROM metric_customers AS c
+    INNER JOIN metric_intervals AS i ON c.customer_id = i.customer_id
+    CROSS JOIN LATERAL (
+        VALUES (i.paused_since + make_interval(hours => 24 * cast(:paused_churn_days AS integer)))
+    ) AS a (ages_out_at)
+    WHERE i.status = 'paused' AND a.ages_out_at > i.valid_from AND a.ages_out_at < :until
+        AND (i.valid_to IS NULL OR i.valid_to > a.ages_out_at)
 ),
 
-followed AS (
+-- What does not last to the end of its period is not seen; the workspace's time zone is UTC.
+ends AS (
     SELECT
         m.*,
-        lead(m.period) OVER (PARTITION BY m.subscription_id ORDER BY m.at) AS next_period
+        cast(CASE WHEN :grain = 'day' THEN m.at ELSE date_trunc('month', m.at) END AS date) AS period
     FROM moments AS m
+    WHERE m.next_at IS NULL
+        OR CASE WHEN :grain = 'day' THEN cast(m.next_at AS date) > cast(m.at AS date)
+            ELSE date_trunc('month', m.next_at) > date_trunc('month', m.at)
+        END
 ),
 
 steps AS (
     SELECT
-        f.*,
-        coalesce(lag(f.kind) OVER w, 'out') AS kind_before,
-        coalesce(lag(f.run) OVER w, 0) AS run_before,
-        coalesce(lag(f.paused) OVER w, 0) AS paused_before,
-        lag(f.plan) OVER w AS plan_before,
-        lag(f.payment_frequency) OVER w AS frequency_before
-    FROM followed AS f
-    WHERE f.next_period IS NULL OR f.next_period > f.period
-    WINDOW w AS (PARTITION BY f.subscription_id ORDER BY f.at)
+        e.*,
+        coalesce(lag(e.kind) OVER w, 'out') AS kind_before,
+        lag(e.annualised_minor) OVER w AS annualised_before,
+        lag(e.plan) OVER w AS plan_before,
+        lag(e.payment_frequency) OVER w AS frequency_before,
+        max(CASE WHEN e.kind = 'counted' THEN e.annualised_minor END) OVER w AS most_before
+    FROM ends AS e
+    WINDOW w AS (PARTITION BY e.subscription_id ORDER BY e.at ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
 )
 
 SELECT
@@ -86,27 +111,108 @@ SELECT
     s.customer_id,
     s.currency,
     s.country,
+    s.alone,
     s.period,
     s.kind_before,
     s.kind,
-    s.run_before,
-    s.run,
-    s.paused_before,
-    s.paused,
+    CASE WHEN s.kind_before = 'counted' THEN s.annualised_before ELSE 0 END AS run_before,
+    CASE WHEN s.kind = 'counted' THEN s.annualised_minor ELSE 0 END AS run_after,
+    CASE WHEN s.kind_before = 'paused' THEN s.annualised_before ELSE 0 END AS paused_before,
+    CASE WHEN s.kind = 'paused' THEN s.annualised_minor ELSE 0 END AS paused_after,
     s.plan_before,
     s.plan,
     s.frequency_before,
-    s.payment_frequency
+    s.payment_frequency,
+    s.most_before > 0 IS TRUE AS ever_before
 FROM steps AS s
-WHERE (s.kind <> 'out' OR s.kind_before <> 'out')
-    AND (s.kind, s.run, s.paused, s.plan, s.payment_frequency)
-    IS DISTINCT FROM (s.kind_before, s.run_before, s.paused_before, s.plan_before, s.frequency_before);
+WHERE s.kind <> s.kind_before
+    OR (
+        s.kind <> 'out'
+        AND (
+            s.annualised_minor <> s.annualised_before OR s.plan <> s.plan_before
+            OR s.payment_frequency <> s.frequency_before
+        )
+    );
 
--- name: insert_customer_periods()!
--- description: For each customer and period with a change: where it stood, where it stands, and how the change is classed.
-INSERT INTO metric_customer_periods (
+-- name: create_alone()!
+-- description: The view metric_alone: changes of customers with one subscription, classed; nothing needs adding up for them.
+CREATE TEMP VIEW metric_alone AS
+WITH standing AS (
+    SELECT
+        c.*,
+        c.run_before > 0 OR c.paused_before > 0 AS with_before,
+        c.run_after > 0 OR c.paused_after > 0 AS with_after,
+        c.ever_before AND (c.run_before > 0 OR c.paused_before > 0) AS splits
+    FROM metric_changes AS c
+    WHERE c.alone
+),
+
+split AS (
+    SELECT
+        s.*,
+        CASE WHEN s.splits AND s.kind_before = 'counted' AND s.kind_after = 'paused' THEN -s.run_before ELSE 0 END AS paused,
+        CASE WHEN s.splits AND s.kind_before = 'paused' AND s.kind_after = 'counted' THEN s.run_after ELSE 0 END AS resumed
+    FROM standing AS s
+)
+
+SELECT
+    s.*,
+    s.run_after - s.run_before - s.paused - s.resumed AS rest,
+    CASE
+        WHEN NOT s.ever_before THEN CASE WHEN s.run_after > 0 THEN 'new' END
+        WHEN NOT s.with_before THEN CASE WHEN s.run_after > 0 THEN 'reactivation' END
+        WHEN NOT s.with_after THEN 'churn'
+        WHEN s.run_after - s.run_before > s.paused + s.resumed THEN 'expansion'
+        WHEN s.run_after - s.run_before < s.paused + s.resumed THEN 'contraction'
+    END AS movement
+FROM split AS s;
+
+-- name: create_customer_periods()!
+-- description: The view metric_customer_periods: each customer's change of each period, where it stood and stands, and its class.
+CREATE TEMP VIEW metric_customer_periods AS
+SELECT
+    a.customer_id,
+    a.currency,
+    a.country,
+    a.period,
+    a.run_before,
+    a.run_after,
+    a.with_before,
+    a.with_after,
+    a.ever_before,
+    a.splits,
+    a.paused,
+    a.resumed,
+    a.rest,
+    a.movement,
+    cast(a.kind_after = 'counted' AS integer) - cast(a.kind_before = 'counted' AS integer) AS subscriptions,
+    cast(a.kind_after = 'paused' AS integer) - cast(a.kind_before = 'paused' AS integer) AS paused_subscriptions
+FROM metric_alone AS a
+UNION ALL
+SELECT
+    s.customer_id,
+    s.currency,
+    s.country,
+    s.period,
+    s.run_before,
+    s.run_after,
+    s.with_before,
+    s.with_after,
+    s.ever_before,
+    s.splits,
+    s.paused,
+    s.resumed,
+    s.rest,
+    s.movement,
+    s.subscriptions,
+    s.paused_subscriptions
+FROM metric_several AS s;
+
+-- name: insert_several()!
+-- description: The changes of customers with several subscriptions, added up by customer and period, and classed.
+INSERT INTO metric_several (
     customer_id, currency, country, period, run_before, run_after, with_before, with_after, ever_before, splits, paused,
-    resumed, rest, movement
+    resumed, rest, movement, subscriptions, paused_subscriptions, spread
 )
 WITH net AS (
     SELECT
@@ -114,19 +220,25 @@ WITH net AS (
         c.currency,
         c.country,
         c.period,
-        sum(c.run_after - c.run_before) AS run_change,
-        sum(c.paused_after - c.paused_before) AS paused_change,
-        coalesce(sum(-c.run_before) FILTER (WHERE c.kind_before = 'counted' AND c.kind_after = 'paused'), 0) AS paused,
-        coalesce(sum(c.run_after) FILTER (WHERE c.kind_before = 'paused' AND c.kind_after = 'counted'), 0) AS resumed
+        cast(sum(c.run_after - c.run_before) AS bigint) AS run_change,
+        cast(sum(c.paused_after - c.paused_before) AS bigint) AS paused_change,
+        cast(coalesce(sum(-c.run_before) FILTER (WHERE c.kind_before = 'counted' AND c.kind_after = 'paused'), 0) AS bigint)
+            AS paused,
+        cast(coalesce(sum(c.run_after) FILTER (WHERE c.kind_before = 'paused' AND c.kind_after = 'counted'), 0) AS bigint)
+            AS resumed,
+        sum(cast(c.kind_after = 'counted' AS integer) - cast(c.kind_before = 'counted' AS integer)) AS subscriptions,
+        sum(cast(c.kind_after = 'paused' AS integer) - cast(c.kind_before = 'paused' AS integer)) AS paused_subscriptions,
+        count(*) > 1 OR bool_or(c.plan_before <> c.plan_after OR c.frequency_before <> c.frequency_after) AS spread
     FROM metric_changes AS c
+    WHERE NOT c.alone
     GROUP BY c.customer_id, c.currency, c.country, c.period
 ),
 
 levels AS (
     SELECT
         n.*,
-        sum(n.run_change) OVER w AS run_after,
-        sum(n.paused_change) OVER w AS paused_after
+        cast(sum(n.run_change) OVER w AS bigint) AS run_after,
+        cast(sum(n.paused_change) OVER w AS bigint) AS paused_after
     FROM net AS n
     WINDOW w AS (PARTITION BY n.customer_id ORDER BY n.period ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)
 ),
@@ -174,7 +286,10 @@ SELECT
         WHEN NOT s.with_after THEN 'churn'
         WHEN s.rest > 0 THEN 'expansion'
         WHEN s.rest < 0 THEN 'contraction'
-    END AS movement
+    END AS movement,
+    s.subscriptions,
+    s.paused_subscriptions,
+    s.spread IS TRUE AS spread
 FROM split AS s;
 
 -- name: movement_rows()

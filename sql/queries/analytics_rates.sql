@@ -1,4 +1,4 @@
--- name: insert_window_pairs(span)!
+-- name: insert_window_pairs(span, base)!
 -- description: For each customer the first and last change that windows of so many days hold, and which windows those are.
 INSERT INTO metric_window_pairs (
     customer_id, currency, first_change, last_change, first_window, last_window, run_before, run_after, with_before, with_after,
@@ -34,6 +34,7 @@ pairs AS (
     FROM numbered AS a
     INNER JOIN numbered AS z
         ON a.customer_id = z.customer_id AND a.period <= z.period AND a.period + cast(:span AS integer) > z.period
+    WHERE a.period + cast(:span AS integer) > coalesce(cast(:base AS date), '-infinity')
 )
 
 SELECT
@@ -91,7 +92,7 @@ FROM pauses
 WHERE metric_window_pairs.customer_id = pauses.customer_id AND metric_window_pairs.first_change = pauses.first_change
     AND metric_window_pairs.last_change = pauses.last_change;
 
--- name: insert_window_changes()!
+-- name: insert_window_changes(base)!
 -- description: Both ends of each window compared and classed as one period: what begins with a window, less what has ended.
 INSERT INTO metric_window_changes (
     period, currency, customers_churned, joined, joined_churned, new, reactivation, expansion, contraction, churn, lost
@@ -135,7 +136,24 @@ steps AS (
         sum(e.sign * c.lost) AS lost
     FROM counted AS c
     CROSS JOIN LATERAL (VALUES (c.first_window, 1), (c.last_window + 1, -1)) AS e (period, sign)
+    WHERE e.period > coalesce(cast(:base AS date), '-infinity')
     GROUP BY c.currency, e.period
+    UNION ALL
+    -- Windows after a stored one are built on it.
+    SELECT
+        currency,
+        day AS period,
+        customers_churned,
+        joined,
+        joined_churned,
+        new_minor,
+        reactivation_minor,
+        expansion_minor,
+        contraction_minor,
+        churn_minor,
+        lost_minor
+    FROM analytics.churn_amounts
+    WHERE day = :base
 )
 
 SELECT
@@ -214,10 +232,6 @@ FROM rates AS r;
 -- name: insert_stripe_rate_rows(definition)!
 -- description: Churn as Stripe defines it: of those with us 30 days ago and those who joined since, who is not with us now.
 INSERT INTO metric_rate_rows (period, definition, customers_start, customers_churned, customer_churn_rate)
-WITH currencies AS (
-    SELECT DISTINCT currency FROM billing.customers
-)
-
 SELECT
     w.label,
     :definition,
@@ -229,7 +243,7 @@ SELECT
         6
     ) AS customer_churn_rate
 FROM metric_windows AS w
-CROSS JOIN currencies AS r
+CROSS JOIN metric_currencies AS r
 LEFT JOIN metric_summary AS b ON w.before_period = b.period AND r.currency = b.currency AND b.kind = 'total'
 LEFT JOIN metric_window_changes AS c ON w.period = c.period AND r.currency = c.currency
 GROUP BY w.label;
@@ -252,6 +266,29 @@ SELECT
     pause_rate
 FROM metric_rate_rows
 ORDER BY period, definition;
+
+-- name: keep_amounts(days, currencies)!
+-- description: Stores what these rates were computed from; a currency in which nothing has changed has zeros.
+INSERT INTO analytics.churn_amounts (
+    day, currency, customers_churned, joined, joined_churned, new_minor, reactivation_minor, expansion_minor, contraction_minor,
+    churn_minor, lost_minor
+)
+SELECT
+    w.period,
+    c.currency,
+    coalesce(m.customers_churned, 0) AS customers_churned,
+    coalesce(m.joined, 0) AS joined,
+    coalesce(m.joined_churned, 0) AS joined_churned,
+    coalesce(m.new, 0) AS new_minor,
+    coalesce(m.reactivation, 0) AS reactivation_minor,
+    coalesce(m.expansion, 0) AS expansion_minor,
+    coalesce(m.contraction, 0) AS contraction_minor,
+    coalesce(m.churn, 0) AS churn_minor,
+    coalesce(m.lost, 0) AS lost_minor
+FROM metric_windows AS w
+CROSS JOIN unnest(cast(:currencies AS text [])) AS c (currency)
+LEFT JOIN metric_window_changes AS m ON w.period = m.period AND c.currency = m.currency
+WHERE w.period = any(cast(:days AS date []));
 
 -- name: keep_rates(days)!
 -- description: Stores the rates shown in metric_rate_rows for these days.

@@ -34,6 +34,51 @@ FROM metric_movements AS m
 WHERE m.period = any(cast(:days AS date[]))
 ON CONFLICT (day, customer_id, movement) DO NOTHING;
 
+-- name: first_movements(days)!
+-- description: The movements of these days where none are stored yet.
+INSERT INTO analytics.mrr_movements (day, customer_id, movement, currency, annualised_minor)
+SELECT
+    c.period,
+    c.customer_id,
+    m.movement,
+    c.currency,
+    m.amount
+FROM metric_customer_periods AS c
+CROSS JOIN LATERAL (
+    VALUES (c.movement, c.rest), ('paused', c.paused), ('resumed', c.resumed)
+) AS m (movement, amount)
+WHERE c.period = any(cast(:days AS date [])) AND (m.amount <> 0 OR m.movement = 'churn');
+
+-- name: insert_movements(days)!
+-- description: The classed changes of these days as rows: one for each movement.
+INSERT INTO metric_movements (period, customer_id, movement, currency, amount)
+SELECT
+    c.period,
+    c.customer_id,
+    m.movement,
+    c.currency,
+    m.amount
+FROM metric_customer_periods AS c
+CROSS JOIN LATERAL (
+    VALUES (c.movement, c.rest), ('paused', c.paused), ('resumed', c.resumed)
+) AS m (movement, amount)
+WHERE c.period = any(cast(:days AS date [])) AND (m.amount <> 0 OR m.movement = 'churn');
+
+-- name: is_empty(relation)$
+-- description: Whether a table has never held a row since it was made or truncated.
+SELECT pg_relation_size(cast(:relation AS regclass)) = 0 AS empty;
+
+-- name: index_definitions(relation)
+-- description: The indexes of a table as statements: constraint is null where it is none's.
+SELECT
+    c.conname AS constraint_name,
+    cast(cast(x.indexrelid AS regclass) AS text) AS index_name,
+    coalesce(pg_get_constraintdef(c.oid), pg_get_indexdef(x.indexrelid)) AS definition
+FROM pg_index AS x
+LEFT JOIN pg_constraint AS c ON x.indexrelid = c.conindid AND x.indrelid = c.conrelid AND c.contype IN ('p', 'u', 'x')
+WHERE x.indrelid = cast(:relation AS regclass)
+ORDER BY x.indexrelid;
+
 -- name: drop_stale_movements(days)
 -- description: Removes the stored movements of these days that are no longer so; gives the days that they belonged to.
 WITH dropped AS (
@@ -109,6 +154,45 @@ SELECT DISTINCT day FROM added;
 -- name: drop_rates(days)!
 -- description: Makes room for the rates of these days.
 DELETE FROM analytics.churn WHERE day = any(cast(:days AS date[]));
+
+-- name: drop_amounts(days)!
+-- description: Makes room for what these rates are computed from.
+DELETE FROM analytics.churn_amounts WHERE day = any(cast(:days AS date[]));
+
+-- name: rates_base(day, days)$
+-- description: Whether rates can be built on those of a day: it and so many days to its end are stored.
+SELECT
+    EXISTS (SELECT 1 FROM analytics.churn_amounts WHERE day = :day)
+    AND (SELECT count(*) FROM analytics.snapshots WHERE day > cast(:day AS date) - cast(:days AS integer) AND day <= :day) = :days
+    AS stands;
+
+-- name: load_totals(first, last)!
+-- description: The stored totals of these days, which rates look back on.
+INSERT INTO metric_summary (
+    period, kind, segment, currency, run_start, new, reactivation, expansion, contraction, churn, paused, resumed, transfer,
+    run_end, customers, paying_customers, subscriptions, paused_subscriptions
+)
+SELECT
+    day,
+    segment_kind,
+    segment,
+    currency,
+    start_minor,
+    new_minor,
+    reactivation_minor,
+    expansion_minor,
+    contraction_minor,
+    churn_minor,
+    paused_minor,
+    resumed_minor,
+    transfer_minor,
+    end_minor,
+    customers,
+    paying_customers,
+    subscriptions,
+    paused_subscriptions
+FROM analytics.mrr_summary
+WHERE day BETWEEN :first AND :last AND segment_kind = 'total';
 
 -- name: keep_snapshots(days, restated, definition, paused, paused_churn_days, reporting_currency, now, event_high_water)!
 -- description: Records which days are stored, by which definition and policy, and which were restated.

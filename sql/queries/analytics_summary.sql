@@ -1,137 +1,3 @@
--- name: insert_segment_changes(kinds)!
--- description: The changes of each period by segment: classes stay, what moves between segments of a customer is transfer.
-INSERT INTO metric_segment_changes (
-    period, kind, segment, currency, run_change, new, reactivation, expansion, contraction, churn, paused, resumed, transfer,
-    customers, paying_customers, subscriptions, paused_subscriptions
-)
-WITH sides AS (
-    SELECT
-        c.customer_id,
-        c.period,
-        c.currency,
-        c.country,
-        s.*
-    FROM metric_changes AS c
-    CROSS JOIN LATERAL (
-        VALUES
-        (
-            c.kind_before, c.plan_before, c.frequency_before, -c.run_before, -c.paused_before,
-            CASE WHEN c.kind_before = 'counted' AND c.kind_after = 'paused' THEN -c.run_before ELSE 0 END, 0, -1
-        ),
-        (
-            c.kind_after, c.plan_after, c.frequency_after, c.run_after, c.paused_after,
-            0, CASE WHEN c.kind_before = 'paused' AND c.kind_after = 'counted' THEN c.run_after ELSE 0 END, 1
-        )
-    ) AS s (state, plan, payment_frequency, run, paused_run, paused, resumed, sign)
-    WHERE s.state <> 'out'
-),
-
-net AS (
-    SELECT
-        s.customer_id,
-        s.period,
-        s.currency,
-        k.kind,
-        k.segment,
-        sum(s.run) AS run,
-        sum(s.paused_run) AS paused_run,
-        sum(s.paused) AS paused,
-        sum(s.resumed) AS resumed,
-        coalesce(sum(s.sign) FILTER (WHERE s.state = 'counted'), 0) AS subscriptions,
-        coalesce(sum(s.sign) FILTER (WHERE s.state = 'paused'), 0) AS paused_subscriptions
-    FROM sides AS s
-    CROSS JOIN LATERAL (
-        VALUES
-        ('total', 'total'),
-        ('plan', s.plan),
-        ('payment_frequency', s.payment_frequency),
-        ('country', coalesce(s.country, 'unknown')),
-        ('currency', s.currency),
-        ('customer', cast(s.customer_id AS text))
-    ) AS k (kind, segment)
-    WHERE k.kind = any(cast(:kinds AS text []))
-    GROUP BY s.customer_id, s.period, s.currency, k.kind, k.segment
-),
-
-levels AS (
-    SELECT
-        n.*,
-        sum(n.run) OVER w AS run_after,
-        sum(n.paused_run) OVER w AS paused_after
-    FROM net AS n
-    WINDOW w AS (
-        PARTITION BY n.customer_id, n.kind, n.segment ORDER BY n.period ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
-    )
-),
-
-classed AS (
-    SELECT
-        l.customer_id,
-        l.period,
-        l.currency,
-        l.kind,
-        l.segment,
-        l.run,
-        l.subscriptions,
-        l.paused_subscriptions,
-        c.movement,
-        c.rest AS customer_rest,
-        CASE WHEN c.splits THEN l.paused ELSE 0 END AS paused,
-        CASE WHEN c.splits THEN l.resumed ELSE 0 END AS resumed,
-        l.run - CASE WHEN c.splits THEN l.paused + l.resumed ELSE 0 END AS rest,
-        cast(l.run_after > 0 OR l.paused_after > 0 AS integer)
-        - cast(l.run_after - l.run > 0 OR l.paused_after - l.paused_run > 0 AS integer) AS customers,
-        cast(l.run_after > 0 AS integer) - cast(l.run_after - l.run > 0 AS integer) AS paying_customers
-    FROM levels AS l
-    INNER JOIN metric_periods AS p ON l.period = p.period
-    INNER JOIN metric_customer_periods AS c ON l.customer_id = c.customer_id AND l.period = c.period
-),
-
--- The class goes to the segments that moved its way, the largest first; what is left has only changed segments.
-queued AS (
-    SELECT
-        c.*,
-        coalesce(
-            sum(abs(c.rest)) OVER (
-                PARTITION BY c.customer_id, c.period, c.kind, sign(c.rest) ORDER BY abs(c.rest) DESC, c.segment
-                ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
-            ),
-            0
-        ) AS ahead
-    FROM classed AS c
-),
-
-allotted AS (
-    SELECT
-        q.*,
-        CASE WHEN sign(q.rest) = sign(q.customer_rest)
-                THEN sign(q.rest) * least(abs(q.rest), greatest(abs(q.customer_rest) - q.ahead, 0))
-            ELSE 0
-        END AS amount
-    FROM queued AS q
-)
-
-SELECT
-    a.period,
-    a.kind,
-    a.segment,
-    a.currency,
-    sum(a.run) AS run_change,
-    coalesce(sum(a.amount) FILTER (WHERE a.movement = 'new'), 0) AS new,
-    coalesce(sum(a.amount) FILTER (WHERE a.movement = 'reactivation'), 0) AS reactivation,
-    coalesce(sum(a.amount) FILTER (WHERE a.movement = 'expansion'), 0) AS expansion,
-    coalesce(sum(a.amount) FILTER (WHERE a.movement = 'contraction'), 0) AS contraction,
-    coalesce(sum(a.amount) FILTER (WHERE a.movement = 'churn'), 0) AS churn,
-    sum(a.paused) AS paused,
-    sum(a.resumed) AS resumed,
-    sum(a.rest - a.amount) AS transfer,
-    sum(a.customers) AS customers,
-    sum(a.paying_customers) AS paying_customers,
-    sum(a.subscriptions) AS subscriptions,
-    sum(a.paused_subscriptions) AS paused_subscriptions
-FROM allotted AS a
-GROUP BY a.period, a.kind, a.segment, a.currency;
-
 -- name: insert_baseline(kinds, at, included, paused_churn_days)!
 -- description: Where each segment stands at the end of the period before the first, from the intervals valid then.
 INSERT INTO metric_baseline (kind, segment, currency, run, customers, paying_customers, subscriptions, paused_subscriptions)
@@ -207,6 +73,7 @@ INSERT INTO metric_summary (
     period, kind, segment, currency, run_start, new, reactivation, expansion, contraction, churn, paused, resumed, transfer,
     run_end, customers, paying_customers, subscriptions, paused_subscriptions
 )
+-- The baseline is a change before the first period; a segment has a row for each period, changed or not.
 WITH segments AS (
     SELECT
         kind,
@@ -221,33 +88,115 @@ WITH segments AS (
     FROM metric_segment_changes
 ),
 
-spine AS (
+changes AS (
+    SELECT
+        cast('-infinity' AS date) AS period,
+        kind,
+        segment,
+        currency,
+        run AS run_change,
+        0 AS new,
+        0 AS reactivation,
+        0 AS expansion,
+        0 AS contraction,
+        0 AS churn,
+        0 AS paused,
+        0 AS resumed,
+        0 AS transfer,
+        customers,
+        paying_customers,
+        subscriptions,
+        paused_subscriptions
+    FROM metric_baseline
+    UNION ALL
+    SELECT
+        period,
+        kind,
+        segment,
+        currency,
+        run_change,
+        new,
+        reactivation,
+        expansion,
+        contraction,
+        churn,
+        paused,
+        resumed,
+        transfer,
+        customers,
+        paying_customers,
+        subscriptions,
+        paused_subscriptions
+    FROM metric_segment_changes
+    UNION ALL
     SELECT
         p.period,
         s.kind,
         s.segment,
         s.currency,
-        coalesce(c.run_change, 0) AS run_change,
-        coalesce(c.new, 0) AS new,
-        coalesce(c.reactivation, 0) AS reactivation,
-        coalesce(c.expansion, 0) AS expansion,
-        coalesce(c.contraction, 0) AS contraction,
-        coalesce(c.churn, 0) AS churn,
-        coalesce(c.paused, 0) AS paused,
-        coalesce(c.resumed, 0) AS resumed,
-        coalesce(c.transfer, 0) AS transfer,
-        coalesce(b.run, 0) + coalesce(sum(c.run_change) OVER w, 0) AS run_end,
-        coalesce(b.customers, 0) + coalesce(sum(c.customers) OVER w, 0) AS customers,
-        coalesce(b.paying_customers, 0) + coalesce(sum(c.paying_customers) OVER w, 0) AS paying_customers,
-        coalesce(b.subscriptions, 0) + coalesce(sum(c.subscriptions) OVER w, 0) AS subscriptions,
-        coalesce(b.paused_subscriptions, 0) + coalesce(sum(c.paused_subscriptions) OVER w, 0) AS paused_subscriptions
-    FROM segments AS s
-    CROSS JOIN metric_periods AS p
-    LEFT JOIN metric_baseline AS b ON s.kind = b.kind AND s.segment = b.segment AND s.currency = b.currency
-    LEFT JOIN metric_segment_changes AS c
-        ON p.period = c.period AND s.kind = c.kind AND s.segment = c.segment AND s.currency = c.currency
+        0 AS run_change,
+        0 AS new,
+        0 AS reactivation,
+        0 AS expansion,
+        0 AS contraction,
+        0 AS churn,
+        0 AS paused,
+        0 AS resumed,
+        0 AS transfer,
+        0 AS customers,
+        0 AS paying_customers,
+        0 AS subscriptions,
+        0 AS paused_subscriptions
+    FROM metric_periods AS p
+    CROSS JOIN segments AS s
+),
+
+added AS (
+    SELECT
+        c.period,
+        c.kind,
+        c.segment,
+        c.currency,
+        cast(sum(c.run_change) AS bigint) AS run_change,
+        cast(sum(c.new) AS bigint) AS new,
+        cast(sum(c.reactivation) AS bigint) AS reactivation,
+        cast(sum(c.expansion) AS bigint) AS expansion,
+        cast(sum(c.contraction) AS bigint) AS contraction,
+        cast(sum(c.churn) AS bigint) AS churn,
+        cast(sum(c.paused) AS bigint) AS paused,
+        cast(sum(c.resumed) AS bigint) AS resumed,
+        cast(sum(c.transfer) AS bigint) AS transfer,
+        cast(sum(c.customers) AS bigint) AS customers,
+        cast(sum(c.paying_customers) AS bigint) AS paying_customers,
+        cast(sum(c.subscriptions) AS bigint) AS subscriptions,
+        cast(sum(c.paused_subscriptions) AS bigint) AS paused_subscriptions
+    FROM changes AS c
+    GROUP BY c.period, c.kind, c.segment, c.currency
+),
+
+levels AS (
+    SELECT
+        a.period,
+        a.kind,
+        a.segment,
+        a.currency,
+        a.run_change,
+        a.new,
+        a.reactivation,
+        a.expansion,
+        a.contraction,
+        a.churn,
+        a.paused,
+        a.resumed,
+        a.transfer,
+        cast(sum(a.run_change) OVER w AS bigint) AS run_end,
+        cast(sum(a.customers) OVER w AS bigint) AS customers,
+        cast(sum(a.paying_customers) OVER w AS bigint) AS paying_customers,
+        cast(sum(a.subscriptions) OVER w AS bigint) AS subscriptions,
+        cast(sum(a.paused_subscriptions) OVER w AS bigint) AS paused_subscriptions
+    FROM added AS a
     WINDOW w AS (
-        PARTITION BY s.kind, s.segment, s.currency ORDER BY p.period ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
+        PARTITION BY a.kind, a.segment, a.currency ORDER BY a.period ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
     )
 )
 
@@ -270,9 +219,12 @@ SELECT
     paying_customers,
     subscriptions,
     paused_subscriptions
-FROM spine
-WHERE run_end <> 0 OR run_change <> 0 OR new <> 0 OR reactivation <> 0 OR expansion <> 0 OR contraction <> 0 OR churn <> 0
-    OR paused <> 0 OR resumed <> 0 OR transfer <> 0 OR customers <> 0 OR subscriptions <> 0 OR paused_subscriptions <> 0;
+FROM levels
+WHERE period > cast('-infinity' AS date)
+    AND (
+        run_end <> 0 OR run_change <> 0 OR new <> 0 OR reactivation <> 0 OR expansion <> 0 OR contraction <> 0 OR churn <> 0
+        OR paused <> 0 OR resumed <> 0 OR transfer <> 0 OR customers <> 0 OR subscriptions <> 0 OR paused_subscriptions <> 0
+    );
 
 -- name: summary_rows(kind)
 -- description: The summary of the wanted periods by one kind of segment, in the currency wanted.

@@ -21,13 +21,13 @@ from flexpay_pipelines.analytics import (
 from flexpay_pipelines.clock import FixedClock
 from flexpay_pipelines.database import Connection, advisory_lock, opened
 from flexpay_pipelines.errors import BadInput, TransientError
-from tests.analytics.ledger import DAYS, ORIGIN, histories, write
+from tests.analytics.ledger import CURRENCY, DAYS, ORIGIN, histories, write
 from tests.analytics.reference import Event
 
 CLOCK = FixedClock(datetime(2026, 1, 1, tzinfo=UTC))
 FIRST = ORIGIN.date()
 LAST = FIRST + timedelta(days=DAYS + 110)
-TABLES = ("run_rate_intervals", "mrr_movements", "mrr_summary", "churn", "cohorts")
+TABLES = ("run_rate_intervals", "mrr_movements", "mrr_summary", "churn", "churn_amounts", "cohorts")
 
 
 def contents(connection: Connection) -> dict[str, list[tuple[object, ...]]]:
@@ -85,6 +85,36 @@ def test_any_order_of_refreshes_and_arrivals_gives_the_same(
         assert len(movements(billing, start=FIRST, end=LAST, grain="day")) == len(in_steps["mrr_movements"])
 
 
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
+@given(events=histories(max_events=40), late=st.integers(0, 8))
+def test_day_by_day_gives_what_one_refresh_gives(billing: Connection, events: list[Event], late: int) -> None:
+    """Each day is built on the day before: its summary, its windows of 30 days, the cohorts of its month."""
+    begun = FIRST + timedelta(days=50)
+    last = begun + timedelta(days=6)
+    tardy, punctual = events[:late], events[late:]
+    with billing.transaction(force_rollback=True):
+        # Rates of days before the first customer of a currency have no row: all are known from the start.
+        write(
+            billing,
+            [
+                replace(event("changed", 0), subscription=f"{name}-0", customer=name, currency=CURRENCY[name])
+                for name in CURRENCY
+            ],
+        )
+        write(billing, [e for e in punctual if e.occurred_at.date() <= begun])
+        refresh(billing, start=FIRST, end=begun, clock=CLOCK)
+        for number in range(1, (last - begun).days + 1):
+            day = begun + timedelta(days=number)
+            write(billing, [e for e in punctual if e.occurred_at.date() == day])
+            write(billing, tardy[number - 1 :: 6])
+            refresh(billing, start=day, end=day, clock=CLOCK)
+        in_steps = contents(billing)
+        for table in (*TABLES, "interval_progress", "snapshots"):
+            billing.execute(f"DELETE FROM analytics.{table}")  # noqa: S608
+        refresh(billing, start=FIRST, end=last, clock=CLOCK)
+        assert contents(billing) == in_steps
+
+
 def test_a_second_refresh_changes_nothing(billing: Connection) -> None:
     write(billing, [event("started", 1), event("paused", 5), event("resumed", 9), event("canceled", 30)])
     first = refresh(billing, start=FIRST, end=FIRST + timedelta(days=40), clock=CLOCK)
@@ -129,6 +159,50 @@ def test_an_event_committed_late_with_a_smaller_id_is_not_missed(billing: Connec
         "SELECT end_minor FROM analytics.mrr_summary WHERE segment_kind = 'total' ORDER BY day DESC LIMIT 1"
     ).fetchone()
     assert row == {"end_minor": 48_000}
+
+
+def progress_of(connection: Connection) -> dict[str, object]:
+    row = connection.execute(
+        "SELECT gaps::text, cardinality(writers) AS writers FROM analytics.interval_progress"
+    ).fetchone()
+    assert row is not None
+    return row
+
+
+def test_a_slow_writer_is_waited_for_until_it_ends_and_a_rolled_back_one_is_forgotten(
+    billing: Connection, billing_url: str
+) -> None:
+    changed = (
+        "INSERT INTO billing.subscription_events (subscription_id, customer_id, event, occurred_at, plan,"
+        " payment_frequency, amount_minor, quantity, currency)"
+        " SELECT subscription_id, customer_id, 'changed', %s, plan, 'MONTHLY', %s, 1, 'EUR' FROM billing.subscriptions"
+    )
+    day = FIRST + timedelta(days=9)
+    write(billing, [event("started", 1)])
+    with opened(billing_url, purpose="slow") as slow, opened(billing_url, purpose="gives up") as other:
+        with slow.transaction():
+            slow.execute(changed, (ORIGIN + timedelta(days=3), 3000))
+            with other.transaction(force_rollback=True):
+                other.execute(changed, (ORIGIN + timedelta(days=4), 9000))
+                write(billing, [event("changed", 2, amount_minor=2000)])
+                refresh(billing, start=FIRST, end=day, clock=CLOCK)
+                assert progress_of(billing) == {"gaps": "{[2,4)}", "writers": 2}
+            assert refresh(billing, start=FIRST, end=day, clock=CLOCK).subscriptions == 0
+            assert progress_of(billing) == {"gaps": "{[2,4)}", "writers": 1}
+        assert refresh(billing, start=FIRST, end=day, clock=CLOCK).subscriptions == 1
+        assert progress_of(billing) == {"gaps": "{}", "writers": 0}
+    ended = billing.execute(
+        "SELECT end_minor FROM analytics.mrr_summary WHERE segment_kind = 'total' AND day = %s", (day,)
+    )
+    assert ended.fetchone() == {"end_minor": 36_000}
+    assert refresh(billing, start=FIRST, end=day, clock=CLOCK).subscriptions == 0
+
+
+def test_an_event_of_another_ledger_begins_anew(billing: Connection) -> None:
+    write(billing, [event("started", 1)])
+    refresh(billing, start=FIRST, end=FIRST, clock=CLOCK)
+    billing.execute("UPDATE analytics.interval_progress SET event_high_water = 1000")
+    assert refresh(billing, start=FIRST, end=FIRST, clock=CLOCK).subscriptions == 1
 
 
 def test_another_policy_starts_afresh(billing: Connection) -> None:

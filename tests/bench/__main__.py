@@ -7,10 +7,17 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.bench import delivery, demo, loading, reconciliation, sweep
+from tests.bench import analytics, delivery, demo, loading, reconciliation, sweep
 from tests.bench.ratio import Ratio
 
-BENCHES = {"loading": loading, "sweep": sweep, "delivery": delivery, "reconciliation": reconciliation, "demo": demo}
+BENCHES = {
+    "loading": loading,
+    "sweep": sweep,
+    "delivery": delivery,
+    "reconciliation": reconciliation,
+    "analytics": analytics,
+    "demo": demo,
+}
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
 
 

@@ -1,0 +1,104 @@
+"""The stored intervals brought up to date with the ledger, at the cost of what is new in it.
+
+What belongs here: which subscriptions are replayed, and that none is forgotten. What does not: the replay (the SQL),
+the figures (`refresh`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Any
+
+from flexpay_pipelines.analytics.bulk import first_rows_of
+from flexpay_pipelines.analytics.policy import Span
+from flexpay_pipelines.analytics.stored_cohorts import take_out
+from flexpay_pipelines.analytics.workspace import Workspace
+from flexpay_pipelines.sql import queries
+
+
+@dataclass(frozen=True, slots=True)
+class Touched:
+    """What a refresh replayed: how many subscriptions, since when they may differ, how far the ledger was read.
+
+    `cohorts`: the month whose stored cohorts no longer hold the touched customers, who are to be put in again.
+    """
+
+    subscriptions: int
+    since: datetime | None
+    event_high_water: int
+    cohorts: date | None = None
+
+
+def bring_intervals_up_to_date(work: Workspace, asked: Span, progress: Callable[[str], None]) -> Touched:
+    """Replay the subscriptions that have events which the stored intervals do not hold, and those of moved customers.
+
+    An event may be committed after one with a larger id. The ids that were missing below the mark are kept, and looked
+    for again until the transactions that were writing to the ledger then have ended. Hence the order of the statements:
+    who ended before the ledger is read is seen in it; who has not is among the writers afterwards.
+    """
+    connection = work.connection
+    named = queries("analytics_intervals")
+    known = named.interval_progress(connection)
+    if known is not None and known["event_high_water"] > named.ledger_end(connection):
+        known = None  # Another ledger.
+    writing = set(named.ledger_writers(connection))
+    mark, gaps = (0, _multirange([])) if known is None else (known["event_high_water"], known["gaps"])
+    extent = named.ledger_extent(connection, event_high_water=mark, gaps=gaps)
+    if known is None:
+        touched = _replay_everything(work, progress)
+    else:
+        named.touch_new_events(connection, event_high_water=mark, late=extent["late"])
+        touched = _replay_touched(work, asked, progress)
+    unsettled = [*extent["gaps"]]
+    if known is not None and writing & set(known["writers"]):
+        unsettled += extent["still_missing"]
+    named.keep_progress(
+        connection,
+        event_high_water=extent["event_high_water"],
+        events=extent["events"] + (0 if known is None else known["events"]),
+        gaps=_multirange(unsettled),
+        writers=named.ledger_writers(connection),
+    )
+    return Touched(touched.subscriptions, touched.since, extent["event_high_water"], touched.cohorts)
+
+
+def _multirange(ranges: list[Any]) -> Any:
+    from psycopg.types.multirange import Multirange  # noqa: PLC0415 - the code location loads without it
+
+    return Multirange(ranges)
+
+
+def _replay_everything(work: Workspace, progress: Callable[[str], None]) -> Touched:
+    connection = work.connection
+    named = queries("analytics_intervals")
+    ledger = named.whole_ledger(connection)
+    progress(f"Replaying the history of all {ledger['subscriptions']} subscriptions.")
+    connection.execute("DELETE FROM analytics.run_rate_intervals")
+    connection.execute("DELETE FROM analytics.moved_customers")
+    work.replay()
+    with first_rows_of(connection, "analytics.run_rate_intervals"):
+        named.allow_lookups(connection, wanted="off")
+        named.insert_intervals(connection)
+        named.allow_lookups(connection, wanted="on")
+    return Touched(ledger["subscriptions"], ledger["since"], 0)
+
+
+def _replay_touched(work: Workspace, asked: Span, progress: Callable[[str], None]) -> Touched:
+    connection = work.connection
+    named = queries("analytics_intervals")
+    named.prefer_lookups(connection)
+    named.touch_moved_customers(connection)
+    connection.execute("ANALYZE pg_temp.metric_subscriptions")
+    touched = named.touched(connection)
+    progress(f"Replaying the history of {touched['subscriptions']} subscriptions that have new events.")
+    cohorts = None
+    if touched["subscriptions"]:
+        cohorts = take_out(work, asked, touched["since"].astimezone(UTC).date())
+        work.replay(only_touched=True)
+        named.insert_fresh(connection)
+        connection.execute("ANALYZE pg_temp.metric_fresh")
+        named.forget_stale_intervals(connection)
+        named.keep_fresh_intervals(connection)
+    return Touched(touched["subscriptions"], touched["since"], 0, cohorts)

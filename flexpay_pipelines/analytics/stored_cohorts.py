@@ -1,0 +1,62 @@
+"""The stored cohorts brought up to date.
+
+What belongs here: which months are computed, and the month that touched customers merely change. What does not:
+retention (`figures`).
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, date
+from typing import TYPE_CHECKING
+
+from flexpay_pipelines.analytics.figures import build_cohorts
+from flexpay_pipelines.analytics.policy import Span, midnight, next_month
+from flexpay_pipelines.analytics.workspace import Workspace
+from flexpay_pipelines.sql import queries
+
+if TYPE_CHECKING:
+    from flexpay_pipelines.analytics.intervals import Touched
+
+
+def take_out(work: Workspace, asked: Span, since: date) -> date | None:
+    """Take the touched customers out of the newest stored month, where nothing before that month has changed.
+
+    Gives the month, into which `keep_cohorts` puts them as they are then; None where months must be counted anew.
+    """
+    newest: date | None = queries("analytics_cohorts").newest_month(work.connection)
+    if newest is None or asked.last.replace(day=1) != newest or min(since, asked.first) < newest:
+        return None
+    _add_standing(work, newest, -1)
+    return newest
+
+
+def keep_cohorts(work: Workspace, whole: Span, touched: Touched) -> None:
+    """Cohorts of every month from the first computed or touched on, built on the stored month before."""
+    named = queries("analytics_cohorts")
+    connection = work.connection
+    if touched.cohorts is not None:
+        _add_standing(work, touched.cohorts, 1)
+        named.shift_cohorts(connection, period=touched.cohorts)
+        named.drop_empty_cohorts(connection, period=touched.cohorts)
+        return
+    last = whole.last.replace(day=1)
+    if not touched.subscriptions and whole.first >= last and named.newest_month(connection) == last:
+        return
+    work.clear()
+    first = whole.first if touched.since is None else min(whole.first, touched.since.astimezone(UTC).date())
+    first = min(first, last).replace(day=1)
+    base = named.cohort_base(connection, before=first)
+    if base is None:
+        first = min(named.first_month(connection) or first, last)
+    else:
+        # Months between were never stored; what happened in them is counted on the way.
+        first = next_month(base)
+        named.load_cohort_base(connection, period=base)
+    months = Span("month", first, last)
+    work.choose_customers(months.since if base is not None else None, months.until)
+    build_cohorts(work, months, since=first)
+    named.keep_cohorts(connection)
+
+
+def _add_standing(work: Workspace, month: date, sign: int) -> None:
+    queries("analytics_cohorts").insert_cohort_standing(work.connection, sign=sign, last=midnight(month), **work.pauses)
