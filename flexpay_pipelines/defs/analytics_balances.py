@@ -20,7 +20,7 @@ ADD_UP = dg.AssetCheckSpec(
     "balances_add_up",
     asset=BALANCES,
     blocking=True,
-    description="Opening + what came - what went = closing = the next opening; ages sum to the closing. To the minor unit.",
+    description="Opening + what came - what went = closing = the next opening; ages sum to it. To the minor unit.",
 )
 
 
