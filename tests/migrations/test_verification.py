@@ -31,6 +31,7 @@ BREAK = {
     "index": "DROP INDEX {name} CASCADE",
     "trigger": "DROP TRIGGER {first} ON {on}",
     "function": "DROP FUNCTION {name} CASCADE",
+    "aggregate": "DROP AGGREGATE {name} CASCADE",
     "enum": "DROP TYPE {name} CASCADE",
     "domain": "DROP DOMAIN {name} CASCADE",
 }

@@ -14,8 +14,8 @@ BEGIN
     ) THEN
         RAISE EXCEPTION 'analytics: the trigger customers_moved is missing or disabled';
     END IF;
-    IF to_regclass('analytics.churn_amounts_pkey') IS NULL THEN
-        RAISE EXCEPTION 'analytics: index missing or invalid: churn_amounts_pkey';
+    IF to_regclass('analytics.churn_amounts_pkey') IS NULL OR to_regclass('analytics.moved_customers_pkey') IS NULL THEN
+        RAISE EXCEPTION 'analytics: index missing or invalid: churn_amounts_pkey or moved_customers_pkey';
     END IF;
 END
 $$;
