@@ -3,6 +3,8 @@
 What belongs here: the billing assets, checks and jobs. What does not: any rule of billing (`billing`).
 """
 
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -22,6 +24,21 @@ FREQUENCY_CHANGES = dg.AssetKey(["billing", "frequency_changes"])
 LAST_SWEEP = dg.AssetDep(PAUSE_SWEEP, partition_mapping=dg.LastPartitionMapping())
 
 
+OVERDUE = dg.AssetCheckSpec(
+    "nothing_overdue",
+    asset=PAUSE_SWEEP,
+    blocking=True,
+    description="After a sweep no pause is left that was due an hour ago or earlier.",
+)
+CHANGE_OVERDUE = dg.AssetCheckSpec(
+    "no_change_overdue",
+    asset=FREQUENCY_CHANGES,
+    description="No change of plan or frequency is left that was due an hour ago or earlier.",
+)
+LATE = timedelta(hours=1)
+
+
+# The hourly job is short: its checks are made in their assets' steps, since a step costs more than such a check.
 @dg.asset(
     key=PAUSE_SWEEP,
     deps=[STRIPE_EVENTS, schema_key("pauses")],
@@ -30,10 +47,11 @@ LAST_SWEEP = dg.AssetDep(PAUSE_SWEEP, partition_mapping=dg.LastPartitionMapping(
     pool="billing_db",
     partitions_def=HOURS,
     backfill_policy=dg.BackfillPolicy.single_run(),
+    check_specs=[OVERDUE],
 )
-def pause_sweep(context: dg.AssetExecutionContext, flexpay: FlexPay) -> dg.MaterializeResult[None]:
+def pause_sweep(context: dg.AssetExecutionContext, flexpay: FlexPay) -> Iterator[dg.MaterializeResult[None]]:
     """Every pause due by now and not yet done, whichever hour it fell due in: started, ended, or suspended."""
-    from flexpay_pipelines.billing import SweepPolicy, pauses_by_hour, sweep_pauses
+    from flexpay_pipelines.billing import SweepPolicy, pauses_by_hour, plan_sweep, sweep_pauses
 
     with flexpay.step(context, "sweep", context.partition_key_range.end) as step:
         window = context.partition_time_window
@@ -47,19 +65,13 @@ def pause_sweep(context: dg.AssetExecutionContext, flexpay: FlexPay) -> dg.Mater
         )
         step.details = {"started": result.started, "ended": result.ended, "suspended": result.suspended}
         by_hour = pauses_by_hour(step.billing, start=window.start, end=window.end)
-        return dg.MaterializeResult(metadata={**figures(result), "by_hour": table(by_hour)})
-
-
-@dg.asset_check(asset=PAUSE_SWEEP, blocking=True)
-def nothing_overdue(flexpay: FlexPay) -> dg.AssetCheckResult:
-    """After a sweep no pause is left that was due an hour ago or earlier."""
-    from datetime import timedelta
-
-    from flexpay_pipelines.billing import plan_sweep
-
-    with flexpay.session("sweep check") as session:
-        left = plan_sweep(session.billing, clock=session.clock, up_to=session.clock.now() - timedelta(hours=1))
-    return dg.AssetCheckResult(passed=left.oldest_due_at is None, metadata=figures(left))
+        left = plan_sweep(step.billing, clock=step.clock, up_to=step.clock.now() - LATE)
+        yield dg.MaterializeResult(
+            metadata={**figures(result), "by_hour": table(by_hour)},
+            check_results=[
+                dg.AssetCheckResult(check_name=OVERDUE.name, passed=left.oldest_due_at is None, metadata=figures(left))
+            ],
+        )
 
 
 @dg.asset(
@@ -68,27 +80,22 @@ def nothing_overdue(flexpay: FlexPay) -> dg.AssetCheckResult:
     group_name=GROUP,
     kinds={"postgres"},
     pool="billing_db",
+    check_specs=[CHANGE_OVERDUE],
 )
-def frequency_changes(context: dg.AssetExecutionContext, flexpay: FlexPay) -> dg.MaterializeResult[None]:
+def frequency_changes(context: dg.AssetExecutionContext, flexpay: FlexPay) -> Iterator[dg.MaterializeResult[None]]:
     """Every change of plan or frequency whose period has ended: the new terms hold, as Stripe bills them already."""
-    from flexpay_pipelines.billing import apply_due_frequency_changes
+    from flexpay_pipelines.billing import apply_due_frequency_changes, overdue_frequency_changes
 
     with flexpay.step(context, "change frequencies", "due changes") as step:
         result = apply_due_frequency_changes(step.billing, clock=step.clock, progress=step.progress)
         step.details = {"applied": result.applied, "postponed": result.postponed, "dropped": result.dropped}
-        return dg.MaterializeResult(metadata=figures(result))
-
-
-@dg.asset_check(asset=FREQUENCY_CHANGES)
-def no_change_overdue(flexpay: FlexPay) -> dg.AssetCheckResult:
-    """No change of plan or frequency is left that was due an hour ago or earlier."""
-    from datetime import timedelta
-
-    from flexpay_pipelines.billing import overdue_frequency_changes
-
-    with flexpay.session("frequency check") as session:
-        left = overdue_frequency_changes(session.billing, up_to=session.clock.now() - timedelta(hours=1))
-    return dg.AssetCheckResult(passed=left == 0, metadata={"overdue": left})
+        left = overdue_frequency_changes(step.billing, up_to=step.clock.now() - LATE)
+        yield dg.MaterializeResult(
+            metadata=figures(result),
+            check_results=[
+                dg.AssetCheckResult(check_name=CHANGE_OVERDUE.name, passed=left == 0, metadata={"overdue": left})
+            ],
+        )
 
 
 class ImportConfig(dg.Config):
@@ -117,6 +124,4 @@ def import_data() -> None:
     import_files()
 
 
-defs = dg.Definitions(
-    assets=[pause_sweep, frequency_changes], asset_checks=[nothing_overdue, no_change_overdue], jobs=[import_data]
-)
+defs = dg.Definitions(assets=[pause_sweep, frequency_changes], jobs=[import_data])

@@ -4,6 +4,7 @@ What belongs here: the assets, checks, jobs and schedules that speak with Stripe
 comparing the two (`reconciliation`).
 """
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
@@ -30,6 +31,14 @@ STRIPE_DELIVERY = dg.AssetKey(["billing", "stripe_delivery"])
 OUTBOUND = dg.RetryPolicy(max_retries=3, delay=5, backoff=dg.Backoff.EXPONENTIAL, jitter=dg.Jitter.PLUS_MINUS)
 
 
+NO_CARD_DATA = dg.AssetCheckSpec(
+    "no_card_data",
+    asset=STRIPE_EVENTS,
+    blocking=True,
+    description="No column of the billing database holds a number that could be a payment card's.",
+)
+
+
 @dg.asset(
     key=STRIPE_EVENTS,
     deps=[schema_key("core"), schema_key("frequencies"), schema_key("rewards")],
@@ -37,11 +46,21 @@ OUTBOUND = dg.RetryPolicy(max_retries=3, delay=5, backoff=dg.Backoff.EXPONENTIAL
     kinds={"stripe", "postgres"},
     pool="stripe",
     retry_policy=OUTBOUND,
+    check_specs=[NO_CARD_DATA],
 )
-def stripe_events(context: dg.AssetExecutionContext, flexpay: FlexPay) -> dg.MaterializeResult[None]:
+def stripe_events(context: dg.AssetExecutionContext, flexpay: FlexPay) -> Iterator[dg.MaterializeResult[None]]:
     """What Stripe told us since the last poll, once each: payments recorded, subscriptions brought up to date."""
+    from flexpay_pipelines.security import card_numbers_in
+
     with flexpay.step(context, "poll", "stripe events") as step:
-        return dg.MaterializeResult(metadata=figures(take_events_in(step)))
+        result = take_events_in(step)
+        found = [asdict(column) for column in card_numbers_in(step.billing)]
+        yield dg.MaterializeResult(
+            metadata=figures(result),
+            check_results=[
+                dg.AssetCheckResult(check_name=NO_CARD_DATA.name, passed=not found, metadata={"found": table(found)})
+            ],
+        )
 
 
 def take_events_in(step: Step) -> "EventsResult":
@@ -85,16 +104,6 @@ def webhook_of(session: Session) -> "Starlette":
         connections=partial(opened, settings.billing, purpose="webhook", role=BILLING),
         follow=lambda connection: apply_events(connection, session.gateway, clock=clock, apply=effects),
     )
-
-
-@dg.asset_check(asset=STRIPE_EVENTS, blocking=True)
-def no_card_data(flexpay: FlexPay) -> dg.AssetCheckResult:
-    """No column of the billing database holds a number that could be a payment card's."""
-    from flexpay_pipelines.security import card_numbers_in
-
-    with flexpay.session("card data check") as session:
-        found = [asdict(column) for column in card_numbers_in(session.billing)]
-    return dg.AssetCheckResult(passed=not found, metadata={"found": table(found)})
 
 
 @dg.asset(
@@ -187,7 +196,6 @@ hourly_pause_sweep = dg.define_asset_job(
 
 defs = dg.Definitions(
     assets=[stripe_events, stripe_delivery],
-    asset_checks=[no_card_data],
     jobs=[
         hourly_pause_sweep,
         stripe_exchange,

@@ -91,7 +91,7 @@ def test_the_verify_files_alone_notice_it_too(database: str, component: str, req
         "ALTER TABLE billing.subscriptions ALTER COLUMN status DROP NOT NULL",
         "ALTER TABLE billing.subscriptions ALTER COLUMN quantity SET DEFAULT 2",
         "ALTER TABLE billing.subscriptions DISABLE TRIGGER subscriptions_stamp",
-        "ALTER TABLE billing.payments ALTER COLUMN attempt TYPE bigint",
+        "ALTER TABLE billing.subscriptions ALTER COLUMN change_reason TYPE varchar",
         "CREATE OR REPLACE FUNCTION billing.refuse_history_change() RETURNS trigger LANGUAGE plpgsql AS "
         "'BEGIN RETURN NULL; END'",
     ],
