@@ -36,7 +36,7 @@ lint: $(READY) ## Format, lint, types, imports, SQL
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/sqlfluff lint --disable-progress-bar sql/queries
+	@$(BIN)/sqlfluff lint --disable-progress-bar --processes 2 sql/queries
 	@$(BIN)/squawk sql/migrations/*/*.sql
 
 bench: $(READY) ## Measure against floors of the same run

@@ -28,7 +28,8 @@ ROUNDS = {1_000_000: 3}
 LIMIT = 1.3
 FEW = 1_000
 FEW_SECONDS = 0.5
-MEMORY_LIMIT = 1.1
+# A batch of ids, whatever the number due.
+MEMORY_LIMIT = 1.3
 NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
 LATER = NOON + timedelta(days=3)
 APART = timedelta(milliseconds=30)
