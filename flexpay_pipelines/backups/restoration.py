@@ -38,6 +38,9 @@ from flexpay_pipelines.errors import BadInput, CheckFailed, TransientError, disk
 from flexpay_pipelines.sandbox import embedded_bin
 from flexpay_pipelines.sql import queries
 
+# The group that our own migration makes: a server that is new gets it with the first restore.
+ANALYSTS = "flexpay_analyst"
+
 
 @dataclass(frozen=True, slots=True)
 class RestorePlan:
@@ -85,7 +88,7 @@ def plan_restore(
     name = name_of(billing_url)
     with beside(billing_url) as server, database_errors(f"planning the restore of {describe(billing_url)}"):
         not_the_same(control, server, name)
-        missing = [row["role_name"] for row in queries("backups").missing_roles(server, roles=list(manifest.roles))]
+        missing = [role for role in _missing_roles(server, manifest) if role != ANALYSTS]
         if missing:
             raise BadInput(f"The server of {describe(billing_url)} has no role {', '.join(missing)}: create it first.")
         exists = queries("backups").database(server, name=name) is not None
@@ -138,6 +141,8 @@ def restore_backup(
             for left in names_beside(server, live, RESTORING):
                 drop(server, left)
                 progress(f"Dropped {left}, left behind by a restore that was killed.")
+            if ANALYSTS in _missing_roles(server, manifest):
+                queries("backups").create_analysts(server)
             at = clock.now()
             new = beside_name(live, RESTORING, at)
             try:
@@ -202,6 +207,10 @@ def kept_databases(billing_url: str) -> tuple[str, ...]:
     """The databases that restores have kept beside the live one, newest first."""
     with beside(billing_url) as server:
         return names_beside(server, name_of(billing_url), KEPT)
+
+
+def _missing_roles(server: Connection, manifest: Manifest) -> list[str]:
+    return [row["role_name"] for row in queries("backups").missing_roles(server, roles=list(manifest.roles))]
 
 
 def _locale(manifest: Manifest) -> Locale:

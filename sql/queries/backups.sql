@@ -59,6 +59,10 @@ UNION
 SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = current_database()
 ORDER BY role_name;
 
+-- name: create_analysts()!
+-- description: The group of those who read analytics, as its migration makes it.
+CREATE ROLE flexpay_analyst NOLOGIN;
+
 -- name: missing_roles(roles)
 -- description: Those of the given roles that this server does not have.
 SELECT wanted.role_name
