@@ -97,7 +97,7 @@ def bill(account: Account, state: State, at: int, *, reason: str, first: bool) -
     if first:
         state.update(period_start=at, period_end=boundary_after(state["anchor"], price, at))
     lines = ([period_line(price, state["quantity"])] if first else []) + state["pending"]
-    invoice = _invoice(state, lines, at, reason)
+    invoice = _invoice(account, state, lines, at, reason)
     # A credit that is larger than the invoice is carried over, never paid out.
     carried = min(invoice["amount"], 0)
     state["pending"] = [{**lines[-1], "amount": carried, "description": "Credit", "proration": True}] if carried else []
@@ -112,15 +112,22 @@ def bill(account: Account, state: State, at: int, *, reason: str, first: bool) -
     return account.subscription(state["id"])
 
 
-def _invoice(state: State, lines: list[State], at: int, reason: str) -> State:
+def _invoice(account: Account, state: State, lines: list[State], at: int, reason: str) -> State:
     return {
-        "id": objects.stable_id("in", state["id"], at, reason), "subscription": state["id"],
+        "id": _invoice_id(account, state["id"], at, reason), "subscription": state["id"],
         "customer": state["customer"], "status": "open", "amount": sum(line["amount"] for line in lines),
         "currency": state["currency"], "created": at, "period_start": state["period_start"],
         "period_end": state["period_end"], "attempts": 0, "next_attempt": None, "lines": lines, "reason": reason,
         "paid_at": None, "voided_at": None, "finalized_at": at, "uncollectible_at": None, "error": None,
         "first_failure": None, "metadata": state["metadata"],
     }  # fmt: skip
+
+
+def _invoice_id(account: Account, subscription: str, at: int, reason: str) -> str:
+    """Of two changes within a second each has an invoice of its own."""
+    identifier = objects.stable_id("in", subscription, at, reason)
+    taken = account.store.get("invoice", identifier) is not None
+    return _invoice_id(account, subscription, at, f"{reason} again") if taken else identifier
 
 
 def _record(account: Account, invoice: State, event: str | None, at: int) -> None:
@@ -268,7 +275,7 @@ def seed(account: Account, rows: dict[str, list[Any]]) -> None:
 def _owe(account: Account, state: State, price: State, now: int) -> None:
     """The invoice whose failed payment has made a subscription past due; it is tried again."""
     line = period_line(price, state["quantity"])
-    invoice = _invoice(state, [line], state["period_start"], "subscription_cycle")
+    invoice = _invoice(account, state, [line], state["period_start"], "subscription_cycle")
     invoice.update(attempts=1, first_failure=now, next_attempt=now + RETRY_AFTER_DAYS[0] * DAY)
     invoice["error"] = {"code": "card_declined", "decline_code": "insufficient_funds", "type": "card_error"}
     state["latest_invoice"] = invoice["id"]

@@ -253,7 +253,9 @@ class World:
             " UNION ALL SELECT to_timestamp((object ->> 'next_payment_attempt')::bigint) FROM billing.stripe_events"
             "   WHERE type = 'invoice.payment_failed' AND %s"
             "   AND to_timestamp((object ->> 'next_payment_attempt')::bigint) > %s"
-            " UNION ALL SELECT effective_at FROM billing.frequency_changes WHERE state = 'scheduled'"
+            # While a subscription is paused its change waits, perhaps for good.
+            " UNION ALL SELECT effective_at FROM billing.frequency_changes JOIN billing.subscriptions"
+            "   USING (subscription_id) WHERE state = 'scheduled' AND status <> 'paused'"
             " UNION ALL SELECT not_before FROM billing.stripe_commands"
             "   WHERE state = 'pending' AND not_before > '-infinity') AS due",
             payments,
@@ -287,6 +289,7 @@ class World:
         while (due := self.next_due(payments=False)) is not None and _next_hour(due) < until:
             self._set_time(max(_next_hour(due), self.now))
             self.settle()
+            assert self.next_due(payments=False) != due, f"what is due at {due} is never done"
         self._set_time(max(until, self.now))
         self.settle()
 

@@ -188,6 +188,13 @@ def test_another_interval_bills_a_new_period_at_once(sandbox: StripeSandbox, cli
     assert [invoice.amount_paid for invoice in _invoices(client, "sub_a")] == [9000]
 
 
+def test_two_changes_within_a_second_have_an_invoice_each(sandbox: StripeSandbox, client: stripe.StripeClient) -> None:
+    _subscribe(sandbox, "a", days=10)
+    for price in ("price_y", "price_w"):
+        client.v1.subscriptions.update("sub_a", {"items": [_item(price)], "proration_behavior": "none"})
+    assert [invoice.amount_paid for invoice in _invoices(client, "sub_a")] == [9000, 300]
+
+
 def test_a_trial_end_moves_the_date_unbilled(sandbox: StripeSandbox, client: stripe.StripeClient) -> None:
     _subscribe(sandbox, "a", days=10)
     end = int((NOW + timedelta(days=40)).timestamp())
