@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from flexpay_pipelines import money
 from flexpay_pipelines.cli.output import plain, say, show_rows
-from flexpay_pipelines.cli.runs import Outcome, prepared_instance, require, run_job
+from flexpay_pipelines.cli.runs import Outcome, keep_connections, prepared_instance, require, run_job
 from flexpay_pipelines.defs.resources import FlexPay, session
 from flexpay_pipelines.errors import BadInput, CheckFailed, disk_errors
 from flexpay_pipelines.settings import Settings, export, load_settings, variable
@@ -151,6 +151,7 @@ def _stage(settings: Settings, customers: int, seed: int) -> Iterator[Stage]:
         import dagster as dg
 
         on = stack.enter_context(dg.DagsterInstance.get())
+        keep_connections(on)
         yield Stage(load_settings(), on, stripe, slack, customers, seed, now - HISTORY_ENDS_BEFORE_NOW)
 
 

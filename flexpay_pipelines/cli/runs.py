@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     import dagster as dg
 
 LOCATION = "flexpay_pipelines"
+# Of each of the instance's three storages; one is kept open, the others while several threads write.
+MOST_CONNECTIONS = 20
+RECYCLE_SECONDS = 3600
 REPOSITORY_LABEL = f"__repository__@{LOCATION}"
 
 
@@ -66,7 +69,30 @@ def instance() -> Iterator[dg.DagsterInstance]:
         import dagster as dg
 
         with dg.DagsterInstance.get() as opened:
+            keep_connections(opened)
             yield opened
+
+
+def keep_connections(on: dg.DagsterInstance) -> None:
+    """Let an instance use its connections again; a run would otherwise open one for each event that it writes."""
+    from sqlalchemy import event
+    from sqlalchemy.pool import QueuePool
+
+    on.optimize_for_webserver(statement_timeout=0, pool_recycle=RECYCLE_SECONDS, max_overflow=MOST_CONNECTIONS)
+    if not event.contains(QueuePool, "checkout", _must_be_alive):
+        event.listen(QueuePool, "checkout", _must_be_alive)
+
+
+def _must_be_alive(connection: Any, _record: object, _proxy: object) -> None:
+    """Have a connection that the server has closed (a restart, a failover) opened anew, as if it were the first."""
+    import psycopg2
+    from sqlalchemy.exc import DisconnectionError
+
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+    except psycopg2.Error as error:
+        raise DisconnectionError from error
 
 
 def actor() -> str:
