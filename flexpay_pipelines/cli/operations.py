@@ -17,7 +17,7 @@ from flexpay_pipelines.errors import CheckFailed
 
 AUDITED = ("occurred_at", "actor", "action", "subject", "outcome")
 ALERTED = ("raised_at", "severity", "title", "deliveries")
-LOOKED_AT = ("name", "ok", "detail", "remedy")
+LOOKED_AT = ("name", "severity", "detail", "remedy")
 
 env = typer.Typer(help="The settings, and whether the environment fits them.", no_args_is_help=True)
 alerts = typer.Typer(help="Alerts that were raised, and their delivery.", no_args_is_help=True)
@@ -56,7 +56,7 @@ def check(as_json: AsJson = False) -> None:
 
 
 def health(as_json: AsJson = False) -> None:
-    """Indexes, triggers, sessions, outboxes, due pauses and backups; exits with 1 if something must be mended."""
+    """Indexes, triggers, sessions, outboxes, due pauses and backups; exits with 1 if a finding is critical."""
     from flexpay_pipelines.health import check_health
 
     with session("check health") as opened:

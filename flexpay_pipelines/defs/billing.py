@@ -64,10 +64,14 @@ def pause_sweep(context: dg.AssetExecutionContext, flexpay: FlexPay) -> Iterator
             progress=step.progress,
         )
         step.details = {"started": result.started, "ended": result.ended, "suspended": result.suspended}
-        by_hour = pauses_by_hour(step.billing, start=window.start, end=window.end)
+        lag = result.oldest_lag or timedelta()
+        hours = pauses_by_hour(step.billing, start=min(window.start, step.clock.now() - lag), end=window.end)
+        # After an outage also the hours that were caught up with; those in which nothing was due say nothing.
+        by_hour = [hour for hour in hours if hour["due"] or hour["hour"] >= window.start]
         left = plan_sweep(step.billing, clock=step.clock, up_to=step.clock.now() - LATE)
         yield dg.MaterializeResult(
-            metadata={**figures(result), "by_hour": table(by_hour)},
+            # The lag once more as a number, which the UI plots over the hours.
+            metadata={**figures(result), "oldest_lag_seconds": lag.total_seconds(), "by_hour": table(by_hour)},
             check_results=[
                 dg.AssetCheckResult(check_name=OVERDUE.name, passed=left.oldest_due_at is None, metadata=figures(left))
             ],
