@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -17,8 +18,11 @@ from flexpay_pipelines.errors import ConfigurationError
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PREFIX = "FLEXPAY_"
-# Up to 999 months, and an amount that PostgreSQL's bigint holds.
-MILESTONE = re.compile(r"([1-9][0-9]{0,2})\s*:\s*([1-9][0-9]{0,17})", re.ASCII)
+# A currency or none, up to 999 months, and an amount that PostgreSQL's bigint holds.
+MILESTONE = re.compile(r"(?:([A-Z]{3})\s*:\s*)?([1-9][0-9]{0,2})\s*:\s*([1-9][0-9]{0,17})", re.ASCII)
+AMOUNT = re.compile(r"(?:([A-Z]{3})\s*:\s*)?([1-9][0-9]{0,17})", re.ASCII)
+# Stands for every currency that is not named.
+OTHERS = ""
 
 
 class Settings(BaseSettings):
@@ -79,17 +83,20 @@ class Settings(BaseSettings):
         default=True, description="Whether the next payment date moves by the time a subscription was paused."
     )
 
-    loyalty_rewards: Annotated[dict[int, int], NoDecode] = Field(
-        default={12: 500, 24: 1000, 36: 1500},
-        description="Credit by months of tenure, minor units of the customer's currency: 12:500,24:1000, or none.",
+    loyalty_rewards: Annotated[dict[str, dict[int, int]], NoDecode] = Field(
+        default={OTHERS: {12: 500, 24: 1000, 36: 1500}, "JPY": {12: 800, 24: 1600, 36: 2400}},
+        description="Credit by months of tenure, minor units: 12:500,24:1000 in each currency but those that have "
+        "their own, JPY:12:800,JPY:24:1600; or none.",
     )
     loyalty_since: AwareDatetime | None = Field(
         default=None,
         description="Milestones of tenure before this time (ISO-8601 with offset) are not rewarded; "
         "unset: since the rewards were deployed.",
     )
-    referral_reward_minor: int = Field(
-        default=500, ge=1, description="Credit for bringing a customer, where no other amount is named; minor units."
+    referral_reward_minor: Annotated[dict[str, int], NoDecode] = Field(
+        default={OTHERS: 500, "JPY": 800},
+        description="Credit for bringing a customer, where no other amount is named; minor units: 500 in each currency "
+        "but those that have their own, JPY:800.",
     )
     referral_months: int = Field(
         default=3,
@@ -146,11 +153,27 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         texts = [] if value.strip() == "none" else value.split(",")
-        pairs = [MILESTONE.fullmatch(text.strip()) for text in texts]
-        rewards = {int(pair[1]): int(pair[2]) for pair in pairs if pair}
-        if len(rewards) < len(pairs):
-            raise ValueError("months:amount pairs are expected, such as 12:500,24:1000, each month once, all above 0")
+        found = [pair for text in texts if (pair := MILESTONE.fullmatch(text.strip()))]
+        rewards: dict[str, dict[int, int]] = {}
+        for pair in found:
+            rewards.setdefault(pair[1] or OTHERS, {})[int(pair[2])] = int(pair[3])
+        if sum(map(len, rewards.values())) < len(texts):
+            raise ValueError(
+                "months:amount pairs are expected, such as 12:500,24:1000,JPY:12:800, each month once, all above 0"
+            )
         return rewards
+
+    @field_validator("referral_reward_minor", mode="before")
+    @classmethod
+    def _amounts(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        texts = value.split(",")
+        found = [pair for text in texts if (pair := AMOUNT.fullmatch(text.strip()))]
+        amounts = {pair[1] or OTHERS: int(pair[2]) for pair in found}
+        if len(amounts) < len(texts):
+            raise ValueError("amounts are expected, such as 500,JPY:800, each currency once, all above 0")
+        return amounts
 
     @field_validator("billing_url", "control_url")
     @classmethod
@@ -245,9 +268,16 @@ def template() -> str:
         # The template is for production, where the default (a laptop) would embed its own databases.
         shown = "production" if name == "environment" else shown
         shown = str(shown).lower() if isinstance(shown, bool) else shown
-        shown = ",".join(f"{key}:{item}" for key, item in shown.items()) if isinstance(shown, dict) else shown
+        shown = ",".join(_pairs(shown)) if isinstance(shown, dict) else shown
         lines += ["", f"# {field.description}", f"{variable(name)}={shown}" if shown != "" else f"# {variable(name)}="]
     return "\n".join(lines) + "\n"
+
+
+def _pairs(amounts: Mapping[str | int, Any]) -> Iterator[str]:
+    """What the validators read: the amounts of a mapping, each with the keys that lead to it."""
+    for key, item in amounts.items():
+        inner = _pairs(item) if isinstance(item, dict) else [str(item)]
+        yield from (text if key == OTHERS else f"{key}:{text}" for text in inner)
 
 
 def export(name: str, value: str) -> None:

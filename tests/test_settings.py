@@ -79,7 +79,25 @@ def test_a_malformed_variable_is_named_with_what_is_expected(
 
 
 @pytest.mark.parametrize(
-    "value", ["500", "12:5.5", "12:0", "0:5", "-1:5", "a:1", "12:5,", "12:5,12:6", "12=5", "1000:5"]
+    "value",
+    [
+        "500",
+        "12:5.5",
+        "12:0",
+        "0:5",
+        "-1:5",
+        "a:1",
+        "12:5,",
+        "12:5,12:6",
+        "12=5",
+        "1000:5",
+        "EURO:12:5",
+        "eur:12:5",
+        "EUR:12:5,EUR:12:6",
+        "EUR:5",
+        "12:EUR:5",
+        "none,12:5",
+    ],
 )
 def test_loyalty_rewards_that_cannot_be_are_told_how_they_should_look(
     monkeypatch: pytest.MonkeyPatch, value: str
@@ -90,9 +108,31 @@ def test_loyalty_rewards_that_cannot_be_are_told_how_they_should_look(
 
 
 def test_loyalty_rewards_are_read_by_months(monkeypatch: pytest.MonkeyPatch) -> None:
-    for text, rewards in ((" 6 : 250, 120:10000 ", {6: 250, 120: 10000}), ("none", {})):
+    for text, rewards in (
+        (" 6 : 250, 120:10000 ", {"": {6: 250, 120: 10000}}),
+        ("12:500,JPY:12:800, JPY : 24:1600", {"": {12: 500}, "JPY": {12: 800, 24: 1600}}),
+        ("EUR:12:500", {"EUR": {12: 500}}),
+        ("none", {}),
+    ):
         monkeypatch.setenv("FLEXPAY_LOYALTY_REWARDS", text)
         assert load_settings().loyalty_rewards == rewards
+
+
+@pytest.mark.parametrize(
+    "value", ["0", "-5", "5.5", "EUR", "EURO:5", "500,600", "500,", "JPY:1,JPY:2", "12:500", "none"]
+)
+def test_referral_rewards_that_cannot_be_are_told_how_they_should_look(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("FLEXPAY_REFERRAL_REWARD_MINOR", value)
+    with pytest.raises(ConfigurationError, match="amounts are expected, such as 500,JPY:800"):
+        load_settings()
+
+
+def test_referral_rewards_are_read_by_currency(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text, amounts in (("700", {"": 700}), (" 700 , JPY : 900", {"": 700, "JPY": 900}), ("EUR:5", {"EUR": 5})):
+        monkeypatch.setenv("FLEXPAY_REFERRAL_REWARD_MINOR", text)
+        assert load_settings().referral_reward_minor == amounts
 
 
 def test_every_malformed_variable_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

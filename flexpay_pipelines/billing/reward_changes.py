@@ -11,7 +11,14 @@ from enum import Enum
 from typing import Any, TypeVar
 
 from flexpay_pipelines.billing.reward_settlement import RewardPolicy
-from flexpay_pipelines.billing.rewards import credit_owner, earn_reward, reverse_reward, reward_balance, spend_reward
+from flexpay_pipelines.billing.rewards import (
+    credit_owner,
+    customer_currency,
+    earn_reward,
+    reverse_reward,
+    reward_balance,
+    spend_reward,
+)
 from flexpay_pipelines.clock import Clock
 from flexpay_pipelines.database import Connection
 from flexpay_pipelines.errors import BadInput
@@ -85,8 +92,11 @@ def _reverse(connection: Connection, change: RewardChange, clock: Clock) -> dict
 
 def _move(connection: Connection, change: RewardChange, clock: Clock, policy: RewardPolicy) -> dict[str, Any]:
     customer = _named(change.customer, "the customer")
-    usual = policy.referral_minor if change.action is RewardAction.earn and change.referred else None
-    amount = _named(usual if change.amount_minor is None else change.amount_minor, "the amount")
+    amount = change.amount_minor
+    if amount is None and change.action is RewardAction.earn and change.referred:
+        currency = customer_currency(connection, customer)
+        amount = _named(policy.referral(currency), f"the amount: the settings name no referral reward in {currency}")
+    amount = _named(amount, "the amount")
     if change.action is RewardAction.spend:
         entry = spend_reward(connection, customer_ref=customer, amount_minor=amount, reason=change.reason, clock=clock)
     else:

@@ -30,19 +30,32 @@ class RewardPolicy:
 
     Attributes:
         loyalty: credit by calendar months of tenure, minor units of the customer's currency.
+        loyalty_of: the same in the currencies (ISO 4217) that have milestones of their own; `loyalty` is not theirs.
         loyalty_since: milestones reached earlier are not rewarded; None: since rewards/0002 was first deployed.
-        referral_minor: credit for bringing a customer, where nobody names another amount.
+        referral_minor: credit for bringing a customer, where nobody names another amount; None: somebody must.
+        referral_of: the same in the currencies that have an amount of their own.
         referral_months: calendar months within which the referral is taken back when that customer leaves; 0: never.
         lifetime_days: days of 24 hours after which credit expires; 0: never.
         batch_size: customers per transaction.
     """
 
     loyalty: Mapping[int, int] = field(default_factory=lambda: {12: 500, 24: 1000, 36: 1500})
+    loyalty_of: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
     loyalty_since: datetime | None = None
-    referral_minor: int = 500
+    referral_minor: int | None = 500
+    referral_of: Mapping[str, int] = field(default_factory=dict)
     referral_months: int = 3
     lifetime_days: int = 365
     batch_size: int = 10_000
+
+    def referral(self, currency: str) -> int | None:
+        """The usual credit for bringing a customer, in a currency; None where there is none."""
+        return self.referral_of.get(currency, self.referral_minor)
+
+    def milestones(self) -> list[tuple[str | None, int, int]]:
+        """Currency (None: each that has no milestones of its own), months and amount of every milestone."""
+        tables: list[tuple[str | None, Mapping[int, int]]] = [(None, self.loyalty), *self.loyalty_of.items()]
+        return [(currency, months, table[months]) for currency, table in tables for months in sorted(table)]
 
     def expiry(self, earned_at: datetime) -> datetime | None:
         """When credit earned at an instant expires."""
@@ -124,16 +137,19 @@ def grant_loyalty(connection: Connection, *, clock: Clock, policy: RewardPolicy,
     customer's own time zone (month ends clamped). At the milestone he must have had a subscription that was not
     canceled. Both are read off the ledger `billing.subscription_events` as it is known now.
     """
-    if not policy.loyalty or not rewards_on(connection):
+    milestones = policy.milestones()
+    if not milestones or not rewards_on(connection):
         return NOTHING
     sql = queries("billing_rewards")
-    months = sorted(policy.loyalty)
+    currencies, months, amounts = zip(*milestones, strict=True)
     due = sql.due_milestones(
         connection,
         since=policy.loyalty_since or sql.loyalty_since(connection),
         now=clock.now(),
-        months=months,
-        amounts=[policy.loyalty[month] for month in months],
+        own=list(policy.loyalty_of),
+        currencies=list(currencies),
+        months=list(months),
+        amounts=list(amounts),
     )
 
     def grant(locked: list[int], span: slice) -> Iterable[Mapping[str, Any]]:

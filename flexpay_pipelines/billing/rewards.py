@@ -151,6 +151,18 @@ def reward_entries(connection: Connection, customer_ref: str) -> list[dict[str, 
     return list(queries("billing_rewards").entries_of_customer(connection, customer_ref=customer_ref))
 
 
+def customer_currency(connection: Connection, customer_ref: str) -> str:
+    """The currency in which a customer's credit is counted (for this package).
+
+    Raises:
+        BadInput: there is no such customer.
+    """
+    currency: str | None = queries("billing_rewards").currency_of(connection, customer_ref=customer_ref)
+    if currency is None:
+        raise BadInput(f"There is no customer '{customer_ref}'.")
+    return currency
+
+
 def credit_owner(connection: Connection, reward_entry_id: int) -> str:
     """The reference of the customer whose entry it is (for this package: it is known to be there)."""
     return str(queries("billing_rewards").credit_owner(connection, reward_entry_id=reward_entry_id))

@@ -13,7 +13,7 @@ from flexpay_pipelines.clock import parse_instant
 from flexpay_pipelines.defs.migrations import schema_key
 from flexpay_pipelines.defs.presentation import figures, table
 from flexpay_pipelines.defs.resources import FlexPay
-from flexpay_pipelines.settings import Settings
+from flexpay_pipelines.settings import OTHERS, Settings
 
 if TYPE_CHECKING:
     from flexpay_pipelines.billing import RewardPolicy
@@ -26,10 +26,13 @@ def reward_policy(settings: Settings) -> "RewardPolicy":
     """The settings as the rules of rewards take them."""
     from flexpay_pipelines.billing import RewardPolicy
 
+    loyalty, referral = settings.loyalty_rewards, settings.referral_reward_minor
     return RewardPolicy(
-        loyalty=settings.loyalty_rewards,
+        loyalty=loyalty.get(OTHERS, {}),
+        loyalty_of={currency: table for currency, table in loyalty.items() if currency != OTHERS},
         loyalty_since=settings.loyalty_since,
-        referral_minor=settings.referral_reward_minor,
+        referral_minor=referral.get(OTHERS),
+        referral_of={currency: amount for currency, amount in referral.items() if currency != OTHERS},
         referral_months=settings.referral_months,
         lifetime_days=settings.reward_lifetime_days,
     )

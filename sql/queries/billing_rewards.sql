@@ -35,6 +35,10 @@ FROM (
 -- A customer's key; null where there is none.
 SELECT customer_id FROM billing.customers WHERE customer_ref = :customer_ref;
 
+-- name: currency_of(customer_ref)$
+-- The currency of a customer; nothing where there is none.
+SELECT currency FROM billing.customers WHERE customer_ref = :customer_ref;
+
 -- name: credit_owner(reward_entry_id)$
 -- Whose credit it is.
 SELECT c.customer_ref
@@ -158,10 +162,11 @@ GROUP BY c.currency;
 -- Since when milestones are rewarded, unless a setting says otherwise.
 SELECT starts_at FROM billing.reward_programmes WHERE programme = 'loyalty';
 
--- name: due_milestones(since, now, months, amounts)^
+-- name: due_milestones(since, now, own, currencies, months, amounts)^
 -- Milestones reached from `since` until now and not yet rewarded, as arrays of equal length, ordered by customer.
 -- Tenure begins when a subscription that has started (a trial has not) first has a price above zero. Whoever had no subscription
--- that was not canceled, at the very instant of the milestone, gets nothing for it.
+-- that was not canceled, at the very instant of the milestone, gets nothing for it. A milestone without a currency is for
+-- every customer whose currency is not among those with milestones of their own.
 WITH ledger AS (
     SELECT
         e.customer_id,
@@ -191,8 +196,10 @@ milestones AS MATERIALIZED (
         m.amount_minor,
         billing.payment_at(t.first_paid_at, 'MONTHLY', m.months, c.time_zone) AS reached_at
     FROM tenures AS t
-    CROSS JOIN unnest(cast(:months AS integer []), cast(:amounts AS bigint [])) AS m (months, amount_minor)
     INNER JOIN billing.customers AS c ON t.customer_id = c.customer_id
+    INNER JOIN unnest(cast(:currencies AS text []), cast(:months AS integer []), cast(:amounts AS bigint []))
+        AS m (currency, months, amount_minor)
+        ON CASE WHEN c.currency = any(cast(:own AS text [])) THEN c.currency = m.currency ELSE m.currency IS NULL END
     WHERE
         t.first_paid_at + make_interval(months => m.months) >= cast(:since AS timestamptz) - interval '4 days'
         AND t.first_paid_at + make_interval(months => m.months) <= cast(:now AS timestamptz) + interval '4 days'

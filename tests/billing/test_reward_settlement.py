@@ -136,6 +136,25 @@ def test_milestones_before_the_programme_are_left_out(billing: Connection) -> No
     assert settle(billing, datetime.now(UTC), RewardPolicy()).granted.entries == 0
 
 
+def test_a_currency_may_have_milestones_of_its_own(billing: Connection) -> None:
+    make_company(billing, 4, anchor=START)
+    for number, currency in ((2, "JPY"), (3, "USD"), (4, "CHF")):
+        billing.execute(
+            "WITH c AS (UPDATE billing.customers SET currency = %(is)s WHERE customer_ref = 'c' || %(n)s::text)"
+            " UPDATE billing.subscriptions SET currency = %(is)s WHERE subscription_ref = 's' || %(n)s::text",
+            {"is": currency, "n": number},
+        )
+    policy = RewardPolicy(
+        loyalty={12: 500, 24: 1000}, loyalty_of={"JPY": {12: 800}, "CHF": {}}, loyalty_since=SINCE, lifetime_days=0
+    )
+    done = settle(billing, START + 3 * 366 * DAY, policy)
+    # Not 24 months in yen, and nothing in francs: what has a table of its own has no other.
+    assert done.granted.amount_minor == {"EUR": 1500, "JPY": 800, "USD": 1500}
+    assert settle(billing, START + 3 * 366 * DAY, policy).granted.entries == 0
+    only = RewardPolicy(loyalty={}, loyalty_of={"CHF": {24: 7}}, loyalty_since=SINCE, lifetime_days=0)
+    assert settle(billing, START + 3 * 366 * DAY, only).granted.amount_minor == {"CHF": 7}
+
+
 def test_a_milestone_found_late_may_have_run_out(billing: Connection) -> None:
     make_company(billing, 1, anchor=START)
     year = datetime(2025, 1, 31, 10, tzinfo=UTC)

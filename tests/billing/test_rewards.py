@@ -8,7 +8,10 @@ from datetime import datetime
 import pytest
 
 from flexpay_pipelines.billing import (
+    RewardAction,
+    RewardChange,
     RewardPolicy,
+    apply_reward_change,
     earn_reward,
     expire_rewards,
     reverse_reward,
@@ -276,3 +279,20 @@ def test_an_older_reversal_finds_its_credit_again(billing: Connection) -> None:
     assert [row["left_minor"] for row in rows if row["reward_entry_id"] == kept] == [100]
     with pytest.raises(Exception, match="append-only"):
         billing.execute("UPDATE billing.reward_entries SET reason = 'x'")
+
+
+def test_the_usual_referral_reward_is_that_of_the_customers_currency(billing: Connection) -> None:
+    make_company(billing, 3)
+    billing.execute("INSERT INTO billing.customers (customer_ref, currency) VALUES ('yen', 'JPY'), ('franc', 'CHF')")
+    policy = RewardPolicy(referral_minor=None, referral_of={"EUR": 500, "JPY": 800})
+
+    def refer(customer: str, referred: str, amount: int | None = None) -> int:
+        change = RewardChange(RewardAction.earn, "brought one", customer, amount, referred=referred)
+        return int(apply_reward_change(billing, change, clock=clock_at(), policy=policy)["balance_minor"])
+
+    assert (refer("c1", "c2"), refer("yen", "c1"), refer("franc", "yen", 7)) == (500, 800, 7)
+    with pytest.raises(BadInput, match="Name the amount: the settings name no referral reward in CHF"):
+        refer("franc", "c3")
+    with pytest.raises(BadInput, match="There is no customer 'nobody'"):
+        refer("nobody", "c3")
+    assert RewardPolicy().referral("CHF") == 500
