@@ -156,11 +156,12 @@ def _proration(
     same_interval: bool,
 ) -> Proration:
     if queries("billing_frequencies").date_is_kept(
-        connection, subscription_id=subscription["subscription_id"], at=at
-    ):  # fmt: skip
+        connection, subscription_id=subscription["subscription_id"], at=at, since=period["starts_at"]
+    ):
         raise BadInput(
             f"The running period of subscription '{subscription['subscription_ref']}' ends on a date that was moved "
-            "(by a pause, or a change taken back), and Stripe prorates no such period: change it at the period's end."
+            "(by a pause, a mend or a change taken back), and Stripe prorates no such period: change it at the "
+            "period's end."
         )
     quantity = subscription["quantity"]
     return prorated(

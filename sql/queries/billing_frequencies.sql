@@ -13,6 +13,7 @@ WHERE plan = :plan AND payment_frequency = :payment_frequency AND currency = :cu
 -- The period around an instant: its end, how much of it is left and how long it is, on the customer's own clock, where a day
 -- has 24 hours also when the clock changes. The payment before the next one is the first after a little more than a period ago.
 SELECT
+    period.starts_at,
     period.ends_at,
     (extract(EPOCH FROM (period.ends_at AT TIME ZONE :zone) - (cast(:at AS timestamptz) AT TIME ZONE :zone)) * 1000000)::bigint
         AS left_us,
@@ -31,15 +32,25 @@ FROM (
     FROM (SELECT billing.next_payment_at(:anchor, :payment_frequency, :at, :zone) AS at) AS upcoming
 ) AS period;
 
--- name: date_is_kept(subscription_id, at)$
--- Whether the running period ends on a date that a pause, a mend or a change taken back has set: Stripe keeps such a date by a
--- trial, and prorates nothing of a trial.
+-- name: date_is_kept(subscription_id, at, since)$
+-- Whether Stripe keeps the date on which the running period (begun at since) ends: a pause, a mend, a rollback or a change taken
+-- back has set it. Stripe does it by a trial, prorates nothing of that and bills no change before its end. A command that names
+-- the date keeps it until then, where it is told later, until a moment after; one without may keep the end of its period.
+-- (Stripe's periods begin up to three days before or after ours.)
 SELECT
     s.billing_anchor > :at OR EXISTS (
         SELECT 1 FROM billing.stripe_commands AS c
         WHERE
             c.subscription_id = s.subscription_id AND c.state <> 'superseded'
-            AND (c.parameters ->> 'next_payment_at')::timestamptz = s.next_payment_at
+            AND (c.parameters ->> 'next_payment_at' IS NOT NULL OR c.parameters ->> 'proration' = 'none')
+            AND (
+                c.delivered_at IS NULL
+                OR CASE
+                    WHEN c.parameters ->> 'next_payment_at' IS NULL
+                        THEN c.delivered_at > cast(:since AS timestamptz) - interval '4 days'
+                    ELSE greatest((c.parameters ->> 'next_payment_at')::timestamptz, c.delivered_at) + interval '1 hour' > :at
+                END
+            )
     ) AS kept
 FROM billing.subscriptions AS s
 WHERE s.subscription_id = :subscription_id;

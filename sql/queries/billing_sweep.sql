@@ -177,16 +177,29 @@ held_up AS (
         coalesce(due.next_payment_at, billing.next_payment_at(
             due.billing_anchor, due.payment_frequency, due.starts_at - interval '1 microsecond',
             (SELECT c.time_zone FROM billing.customers AS c WHERE c.customer_id = due.customer_id)
-        )) AS payment_at
+        )) AS payment_at,
+        -- Stripe's date can lie hours after ours (it was told late) or days (it counts months in UTC): a payment of the last
+        -- days before the pause that nobody has tried was voided by the pause. One that can still be under way is not judged.
+        CASE
+            WHEN
+                due.next_payment_at < due.starts_at AND due.next_payment_at > due.starts_at - interval '4 days'
+                AND due.next_payment_at < due.ends_at - interval '1 hour'
+                THEN NOT EXISTS (
+                    SELECT 1 FROM billing.payments AS p
+                    WHERE p.subscription_id = due.subscription_id AND p.occurred_at > due.next_payment_at - interval '4 days'
+                )
+            ELSE FALSE
+        END AS never_tried
     FROM due
 ),
 
 planned AS (
     SELECT
         held_up.*,
-        :move_next_payment AND kind <> 'payment_failure' AND payment_at >= starts_at AS moved,
+        :move_next_payment AND kind <> 'payment_failure' AND (payment_at >= starts_at OR never_tried) AS moved,
         CASE
-            WHEN kind = 'payment_failure' OR payment_at < starts_at THEN next_payment_at
+            WHEN kind = 'payment_failure' THEN next_payment_at
+            WHEN payment_at < starts_at AND NOT (:move_next_payment AND never_tried) THEN next_payment_at
             WHEN :move_next_payment THEN payment_at + (ends_at - starts_at)
             WHEN payment_at >= ends_at THEN payment_at
             -- What fell into the pause is not asked for; a payment at the very end of it is.

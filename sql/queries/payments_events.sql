@@ -200,7 +200,7 @@ RETURNING s.subscription_id;
 
 -- name: advance_free_periods(events)!
 -- A period for which credit left nothing to pay begins all the same: the next payment is the one after it. Its invoice can be
--- made up to a day before our date, as for a payment.
+-- made up to three days before our date, as for a payment.
 UPDATE billing.subscriptions AS s
 SET
     next_payment_at = free.next_payment_at,
@@ -212,7 +212,11 @@ FROM (
         s.subscription_id,
         max(b.billed_at) AS billed_at,
         max(billing.next_payment_at(
-            s.billing_anchor, coalesce(to_jsonb(s) ->> 'payment_frequency', 'MONTHLY'), b.billed_at + interval '26 hours',
+            s.billing_anchor, coalesce(to_jsonb(s) ->> 'payment_frequency', 'MONTHLY'),
+            b.billed_at + CASE
+                WHEN to_jsonb(s) ->> 'payment_frequency' IN ('WEEKLY', 'BIWEEKLY') THEN interval '26 hours'
+                ELSE interval '74 hours'
+            END,
             c.time_zone
         )) AS next_payment_at
     FROM billing.stripe_events AS e

@@ -115,6 +115,8 @@ WITH ours AS (
         s.status,
         s.quantity,
         s.next_payment_at,
+        s.billing_anchor,
+        (SELECT c.time_zone FROM billing.customers AS c WHERE c.customer_id = s.customer_id) AS time_zone,
         lower(s.currency) AS currency,
         -- The terms that Stripe has been told of: whatever else decides them is joined here, and nowhere else.
         coalesce(n.amount_minor, s.amount_minor) AS amount_minor,
@@ -232,6 +234,15 @@ found AS (
             p.status IN ('active', 'trialing')
             AND p.there IN ('active', 'trialing') AND NOT p.there_paused
             AND abs(extract(EPOCH FROM p.next_payment_at - p.period_end)) > extract(EPOCH FROM cast(:tolerance AS interval))
+            -- Stripe counts months in UTC: where our anchor is another day there, its dates lie up to three days from ours.
+            AND NOT coalesce(
+                billing.next_payment_at(
+                    p.billing_anchor, p.frequency, p.next_payment_at - interval '1 microsecond', p.time_zone
+                ) = p.next_payment_at
+                AND abs(extract(EPOCH FROM p.period_end - billing.next_payment_at(
+                    p.billing_anchor, p.frequency, p.next_payment_at - interval '74 hours', 'UTC'
+                ))) <= extract(EPOCH FROM cast(:tolerance AS interval)), FALSE
+            )
             AND NOT (p.next_payment_at <= :now AND p.next_payment_at > :now - cast(:tolerance AS interval)),
             'next_payment', p.next_payment_at::text, p.period_end::text,
             CASE WHEN p.next_payment_at > :now THEN 'move_payment' ELSE 'adopt_date' END,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -351,4 +352,33 @@ def test_a_date_moved_by_a_pause_is_prorated_only_once_it_has_passed(company: Co
     with pytest.raises(BadInput, match="Stripe prorates no such period"):
         quote(company, at=NOON + 4 * DAY, to=YEARLY)
     pay(company, END + 3 * DAY)
+    with pytest.raises(BadInput, match="Stripe prorates no such period"):
+        quote(company, at=END + 4 * DAY, to=YEARLY)  # Stripe has not been told: it would keep the date now.
+    delivered(company, NOON + 3 * DAY)
     assert quote(company, at=END + 4 * DAY, to=YEARLY).credit_minor == 967
+
+
+@pytest.mark.parametrize(
+    ("told", "free_again"),
+    [
+        ({"proration": "none", "next_payment_at": None}, END),
+        # Told of a date that had passed, Stripe keeps the moment after.
+        ({"next_payment_at": (NOON - DAY).isoformat()}, NOON + timedelta(hours=1)),
+    ],
+)
+def test_a_date_that_stripe_keeps_for_another_reason_holds_a_change_at_once_back(
+    company: Connection, told: dict[str, str | None], free_again: datetime
+) -> None:
+    company.execute(
+        "INSERT INTO billing.stripe_commands (idempotency_key, subscription_id, operation, parameters)"
+        " SELECT 'one', subscription_id, 'change_price', %s::jsonb FROM billing.subscriptions"
+        " WHERE subscription_ref = 's1'",
+        (json.dumps(told),),
+    )
+    delivered(company, NOON)
+    with pytest.raises(BadInput, match="Stripe prorates no such period"):
+        quote(company, at=free_again - timedelta(seconds=1), to=YEARLY)
+    if free_again == END:
+        pay(company, END)
+        free_again = END + 4 * DAY
+    quote(company, at=free_again + timedelta(seconds=1), to=YEARLY)

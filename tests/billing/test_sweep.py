@@ -19,6 +19,7 @@ from tests.billing.helpers import (
     HOUR,
     NOON,
     add_pause,
+    add_payment,
     clock_at,
     commands,
     events,
@@ -49,6 +50,31 @@ def test_a_pause_starts_and_ends_at_the_times_it_was_due(billing: Connection) ->
     assert commands(billing)[1] == ("resume", {"mode": "collection", "next_payment_at": moved.isoformat()})
     assert pauses(billing) == [("customer", "completed")]
     assert subscription(billing, "s2")["status"] == "active"
+
+
+@pytest.mark.parametrize("tried", [False, True])
+def test_a_payment_that_stripe_had_not_come_to_before_the_pause_moves_as_well(billing: Connection, tried: bool) -> None:
+    due, starts, ends = NOON - 2 * HOUR, NOON - HOUR, NOON + 9 * DAY
+    make_company(billing, anchor=due - 28 * DAY, next_payment_at=due)
+    if tried:
+        # It failed: the invoice is there and is being collected.
+        add_payment(billing, "s1", due + timedelta(minutes=30), "failed")
+    add_pause(billing, "s1", starts, ends)
+    sweep(billing, NOON)
+    sweep(billing, ends)
+    moved = due + (ends - starts)
+    resumed = {"mode": "collection"} if tried else {"mode": "collection", "next_payment_at": moved.isoformat()}
+    assert commands(billing)[1] == ("resume", resumed)
+    row = subscription(billing)
+    assert row["next_payment_at"] == (due if tried else moved)
+
+
+def test_a_payment_that_may_be_under_way_is_not_asked_for_again(billing: Connection) -> None:
+    due = NOON - 30 * timedelta(minutes=1)
+    make_company(billing, anchor=due - 28 * DAY, next_payment_at=due)
+    add_pause(billing, "s1", due + timedelta(minutes=10), due + timedelta(minutes=20))
+    sweep(billing, NOON)
+    assert (subscription(billing)["next_payment_at"], commands(billing)) == (due, [])
 
 
 def test_a_second_sweep_finds_nothing(billing: Connection) -> None:

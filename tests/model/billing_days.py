@@ -17,7 +17,9 @@ day: a period that was paid for is prolonged by what was paused of it. So
 - a change of frequency that is made now begins a period at once; one at the end of a period with the next.
 
 Tolerance: one day between a date and its invoice, because Stripe counts days in UTC and we in the customer's zone, plus
-PROMPT. It does not add up: dates are counted, not measured from the last invoice.
+PROMPT; where that puts the anchor on another day of the month, from the date counted in UTC. It does not add up: dates
+are counted, not measured from the last invoice. A payment that fell due so shortly before a pause that Stripe had not
+come to it counts as held up by the pause.
 
 Left out: subscriptions that somebody changed by hand, and those of which Stripe was told hours late
 (`invariants.told_late`): it may have billed on its own dates in between, and the reconciliation's mend settles them.
@@ -75,19 +77,28 @@ class _Walk:
         self.number += 1
         self.due = nth_date(self.anchor, self.frequency, self.number, self.zone)
 
-    def billed(self, tolerance: timedelta = TOLERANCE) -> bool:
+    @property
+    def at_stripe(self) -> datetime:
+        """The same date as Stripe counts it, in UTC: days away where the anchor is another day of the month there."""
+        return nth_date(self.anchor, self.frequency, self.number, ZoneInfo("UTC")) if self.anchor < FOREVER else FOREVER
+
+    def billed(self, tolerance: timedelta = TOLERANCE, *, before: datetime = FOREVER) -> bool:
         """Take the invoice of the period that begins now off the list."""
-        if self.invoices and abs(self.invoices[0] - self.due) <= tolerance:
+        made = self.invoices[0] if self.invoices else FOREVER
+        if made < before and min(abs(made - self.due), abs(made - self.at_stripe)) <= tolerance:
             self.invoices.popleft()
             return True
         return False
 
     def pause(self, starts: datetime, ends: datetime) -> None:
-        if self.invoices and starts <= self.invoices[0] < starts + PROMPT and self.billed():
+        if self.billed(before=starts + PROMPT):
             self.step()
         self.move(FOREVER if ends == FOREVER else self.due + (ends - starts))
 
     def change(self, at: datetime, to: str, *, at_once: bool) -> None:
+        # Stripe can have begun the period that we expect next; nothing but the change begins one at its own instant.
+        if at_once and self.billed(before=at):
+            self.step()
         self.frequency = to
         self.move(at)
         if at_once:
@@ -119,7 +130,16 @@ def _follow(
     end: datetime,
 ) -> None:
     while True:
-        if happenings and happenings[0]["at"] <= min(walk.due, end):
+        following = happenings[0] if happenings else {"what": "nothing", "at": FOREVER}
+        # A change at once is refused while a payment is still to come: what was due by then was billed before.
+        first = following["at"] < walk.due if following["what"] == "now" else following["at"] <= walk.due
+        if not first and following["what"] == "pause" and following["at"] < max(walk.due, walk.at_stripe) + TOLERANCE:
+            # A pause can begin before Stripe has come to a payment that we expected a little before it.
+            first = not walk.billed(before=following["at"] + PROMPT)
+            if not first:
+                walk.step()
+                continue
+        if happenings and first and following["at"] <= end:
             one = happenings.popleft()
             if one["what"] == "pause":
                 walk.pause(one["at"], one["ends_at"] or FOREVER)
@@ -127,7 +147,7 @@ def _follow(
                 walk.change(one["at"], one["to_frequency"], at_once=one["what"] == "now")
             continue
         # What is due in this moment, or was in the last of the subscription, may be made or not.
-        if walk.due > min(walk.now, end) - TOLERANCE:
+        if max(walk.due, walk.at_stripe) > min(walk.now, end) - TOLERANCE:
             walk.billed()
             break
         if any(starts <= walk.due < ends for starts, ends in suspensions):

@@ -29,6 +29,7 @@ from flexpay_pipelines.payments import (
     construct_event,
     failure_class,
     poll_events,
+    reconcile,
     store_events,
 )
 from flexpay_pipelines.payments.events import TYPES
@@ -410,6 +411,8 @@ def test_two_readers_take_turns(
         ("Europe/Berlin", "WEEKLY", "2026-10-21T00:30+00:00", ("2026-10-28T01:30+00:00", "2026-11-04T01:30+00:00")),
         # 30 January in New York is the 31st in UTC: there February's is paid a day before it falls due here.
         ("America/New_York", "MONTHLY", "2027-01-31T01:00+00:00", ("2027-03-01T01:00+00:00", "2027-03-31T00:00+00:00")),
+        # 1 March in Kolkata is 28 February in UTC: there March's is paid three days before it falls due.
+        ("Asia/Kolkata", "MONTHLY", "2027-02-28T20:45+00:00", ("2027-03-31T20:45+00:00", "2027-04-30T20:45+00:00")),
     ],
 )
 def test_the_date_moves_on_where_stripe_bills_before_the_customers_own_clock(
@@ -438,3 +441,5 @@ def test_the_date_moves_on_where_stripe_bills_before_the_customers_own_clock(
             "SELECT next_payment_at FROM billing.subscriptions WHERE subscription_ref = 's5'"
         ).fetchone()
         assert row == {"next_payment_at": expected}
+        found = reconcile(company, gateway, clock=clock, progress=quiet)
+        assert [one for one in found.differences if one.subscription_ref == "s5"] == []
