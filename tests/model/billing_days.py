@@ -22,7 +22,7 @@ are counted, not measured from the last invoice. A payment that fell due so shor
 come to it counts as held up by the pause.
 
 Left out: subscriptions that somebody changed by hand, and those of which Stripe was told hours late
-(`invariants.told_late`): it may have billed on its own dates in between, and the reconciliation's mend settles them.
+(`invariants.told_late`): it may have billed on its own dates in between. `late_days` says what holds of them.
 """
 
 from __future__ import annotations
@@ -95,13 +95,14 @@ class _Walk:
             self.step()
         self.move(FOREVER if ends == FOREVER else self.due + (ends - starts))
 
-    def change(self, at: datetime, to: str, *, at_once: bool) -> None:
+    def change(self, at: datetime, to: str, what: str) -> None:
         # Stripe can have begun the period that we expect next; nothing but the change begins one at its own instant.
-        if at_once and self.billed(before=at):
+        if what == "now" and self.billed(before=at):
             self.step()
         self.frequency = to
-        self.move(at)
-        if at_once:
+        # On trial nothing is billed at once: the first payment after it takes the new terms.
+        self.move(self.due if what == "on trial" else at)
+        if what == "now":
             assert self.billed(PROMPT), f"a change of {at} began no period"
             self.step()
 
@@ -130,7 +131,7 @@ def _follow(
     end: datetime,
 ) -> None:
     while True:
-        following = happenings[0] if happenings else {"what": "nothing", "at": FOREVER}
+        following: dict[str, Any] = happenings[0] if happenings else {"what": "nothing", "at": FOREVER}
         # A change at once is refused while a payment is still to come: what was due by then was billed before.
         first = following["at"] < walk.due if following["what"] == "now" else following["at"] <= walk.due
         if not first and following["what"] == "pause" and following["at"] < max(walk.due, walk.at_stripe) + TOLERANCE:
@@ -144,7 +145,7 @@ def _follow(
             if one["what"] == "pause":
                 walk.pause(one["at"], one["ends_at"] or FOREVER)
             else:
-                walk.change(one["at"], one["to_frequency"], at_once=one["what"] == "now")
+                walk.change(one["at"], one["to_frequency"], one["what"])
             continue
         # What is due in this moment, or was in the last of the subscription, may be made or not.
         if max(walk.due, walk.at_stripe) > min(walk.now, end) - TOLERANCE:
@@ -174,9 +175,11 @@ def _happenings(world: World, ref: str) -> deque[dict[str, Any]]:
         " FROM billing.subscription_pauses JOIN billing.subscriptions USING (subscription_id)"
         " WHERE subscription_ref = %(ref)s AND kind <> 'payment_failure'"
         " AND subscription_pauses.state IN ('active', 'completed')"
-        " UNION ALL SELECT CASE WHEN requested_at = effective_at THEN 'now' ELSE 'period end' END, effective_at, NULL,"
+        # Within an interval no date changes. On trial there is nothing to take back and nothing to pay.
+        " UNION ALL SELECT CASE WHEN requested_at < effective_at THEN 'period end'"
+        " WHEN debit_minor = 0 THEN 'on trial' ELSE 'now' END, effective_at, NULL,"
         " to_frequency, 0 FROM billing.frequency_changes JOIN billing.subscriptions USING (subscription_id)"
-        " WHERE subscription_ref = %(ref)s AND state = 'applied'"
+        " WHERE subscription_ref = %(ref)s AND state = 'applied' AND from_frequency <> to_frequency"
         " ORDER BY at, rank",
         {"ref": ref},
     ).fetchall()

@@ -26,13 +26,17 @@ STARTS = (
 
 @dataclass(frozen=True)
 class Member:
-    """One subscription with a customer of its own; `due_in` days after the start its next payment falls due."""
+    """One subscription with a customer of its own; `due_in` days after the start its next payment falls due.
+
+    On trial, that is its first one.
+    """
 
     frequency: str
     zone: str
     quantity: int
     off_list: bool
     due_in: int
+    on_trial: bool
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ def members() -> st.SearchStrategy[Member]:
         quantity=st.integers(1, 3),
         off_list=st.booleans(),
         due_in=st.integers(0, 13),
+        on_trial=st.sampled_from((False, False, False, True)),
     )
 
 
@@ -76,7 +81,7 @@ def companies() -> st.SearchStrategy[Company]:
 
 
 def found(connection: Connection, company: Company) -> None:
-    """Write the company: customers `c0…`, each with a subscription `s0…` that is active and paid for until its date."""
+    """Write the company: customers `c0…`, each with a subscription `s0…`, paid for or on trial until its date."""
     connection.execute("INSERT INTO billing.plans VALUES ('pro', 'Pro')")
     connection.execute(
         "INSERT INTO billing.plan_prices (plan, payment_frequency, currency, amount_minor)"
@@ -91,11 +96,11 @@ def found(connection: Connection, company: Company) -> None:
             " VALUES ('c' || %(number)s::text, 'EUR', %(zone)s, %(start)s) RETURNING customer_id)"
             " INSERT INTO billing.subscriptions (subscription_ref, customer_id, plan, status, amount_minor, quantity,"
             " currency, payment_frequency, started_at, billing_anchor, next_payment_at, changed_at)"
-            " SELECT 's' || %(number)s::text, customer_id, 'pro', 'active', %(amount)s, %(quantity)s, 'EUR',"
+            " SELECT 's' || %(number)s::text, customer_id, 'pro', %(status)s, %(amount)s, %(quantity)s, 'EUR',"
             " %(frequency)s, %(start)s, %(due)s, %(due)s, %(start)s FROM customer",
             {
                 "number": number, "zone": member.zone, "start": company.start, "due": due,
                 "amount": PRICES[member.frequency] + (7 if member.off_list else 0), "quantity": member.quantity,
-                "frequency": member.frequency,
+                "frequency": member.frequency, "status": "trialing" if member.on_trial else "active",
             },
         )  # fmt: skip

@@ -14,6 +14,7 @@ from flexpay_pipelines.billing import When
 from tests.model.billing_days import days_are_billed_once
 from tests.model.company import FREQUENCIES, Company, companies
 from tests.model.invariants import ALL
+from tests.model.late_days import no_day_is_paid_twice, no_pause_is_billed
 from tests.model.stand import Stand
 from tests.model.world import World
 
@@ -158,13 +159,17 @@ class Machine(RuleBasedStateMachine):
     def poll(self) -> None:
         self.it.poll()
 
+    @rule(newest=st.integers(1, 30), backwards=st.booleans(), twice=st.booleans(), followed=st.booleans())
+    def webhooks_arrive(self, *, newest: int, backwards: bool, twice: bool, followed: bool) -> None:
+        self.it.webhooks(newest, backwards=backwards, twice=twice, followed=followed)
+
     def teardown(self) -> None:
         if self.world is None:
             return
         try:
             self.world.settle()
             self.world.quiet_weeks()
-            for holds in (*ALL, days_are_billed_once):
+            for holds in (*ALL, no_day_is_paid_twice, no_pause_is_billed, days_are_billed_once):
                 holds(self.world)
         finally:
             self.world.close()

@@ -23,6 +23,7 @@ from flexpay_pipelines.clock import FixedClock
 from flexpay_pipelines.errors import BadInput, TransientError
 from flexpay_pipelines.money import PaymentFrequency
 from tests.model.company import Company, found
+from tests.model.hooks import post
 from tests.model.stand import Stand, emptied, session, tell_time
 
 HOUR = timedelta(hours=1)
@@ -101,7 +102,8 @@ class World:
             self.stand.call("POST", f"/v1/invoices/{owed[0]['id']}/pay")
 
     def type_in(self, ref: str, assignment: str) -> None:
-        """Somebody changes a row by hand, and tells nobody."""
+        """Somebody changes a row by hand, and tells nobody; not in the very moment in which something else was done."""
+        self._set_time(self.now + timedelta(seconds=1))
         self.typed.add(ref)
         self.admin.execute(
             sql.SQL("UPDATE billing.subscriptions SET {} WHERE subscription_ref = {} AND status <> 'canceled'").format(
@@ -190,15 +192,24 @@ class World:
 
     def poll(self) -> bool:
         """Read Stripe's events; whether they were read to the end."""
-        effects = partial(
+        return self._run(
+            lambda: payments.poll_events(
+                self.worker, self.gateway, clock=self.clock, apply=self._effects(), progress=self._burn
+            )
+        )
+
+    def _effects(self) -> Callable[..., object]:
+        return partial(
             billing.apply_payment_outcomes, clock=self.clock, grace_days=self.company.grace_days,
             pause_mode=self.company.pause_mode,
         )  # fmt: skip
-        return self._run(
-            lambda: payments.poll_events(
-                self.worker, self.gateway, clock=self.clock, apply=effects, progress=self._burn
-            )
-        )
+
+    def webhooks(self, newest: int, *, backwards: bool, twice: bool, followed: bool) -> None:
+        """The newest events of Stripe's list, some twice, reach the webhook; what follows may wait for a poll."""
+        listed = self.stand.call("GET", f"/v1/events?limit={newest}").get("data", [])
+        post(self.admin, (listed if backwards else listed[::-1]) * (1 + twice))
+        if followed:
+            self._run(lambda: payments.apply_events(self.worker, self.gateway, clock=self.clock, apply=self._effects()))
 
     def change_what_is_due(self) -> None:
         self._run(lambda: billing.apply_due_frequency_changes(self.worker, clock=self.clock, progress=self._burn))
