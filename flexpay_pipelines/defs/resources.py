@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import dagster as dg
 from pydantic import Field
 
 from flexpay_pipelines.clock import Clock, FixedClock, SystemClock, parse_instant
-from flexpay_pipelines.database import BILLING, CONTROL, Connection, opened
+from flexpay_pipelines.database import BILLING, CONTROL, Connection, connect, opened
 from flexpay_pipelines.errors import FlexPayError, TransientError
 from flexpay_pipelines.settings import Settings, load_settings
 
@@ -54,18 +54,23 @@ class Session:
 
     @cached_property
     def gateway(self) -> StripeGateway:
-        """The way to Stripe; the sandbox server where the environment names no key."""
-        from flexpay_pipelines.payments import StripeGateway
+        """The way to Stripe, at the pace of all processes; the sandbox server where the environment names no key."""
+        from flexpay_pipelines.payments import SharedPace, StripeGateway
         from flexpay_pipelines.sandbox.services import local_services
 
         settings = self._stack.enter_context(local_services(self._settings, databases=(), stripe=True))
         if settings.stripe_api_key is None:
             raise AssertionError("local_services sets the key or raises")
+        pace = SharedPace(
+            partial(connect, self.settings.billing, purpose="stripe pace", role=BILLING, connect_timeout=2)
+        )
+        self._stack.callback(pace.close)
         return StripeGateway(
             settings.stripe_api_key.get_secret_value(),
             settings.stripe_api_base,
             requests_per_second=settings.stripe_requests_per_second,
             endpoint_requests_per_second=settings.stripe_endpoint_requests_per_second,
+            shared_pace=pace.reserve,
         )
 
 

@@ -9,6 +9,7 @@ from flexpay_pipelines.payments.events import EventsResult, apply_events, poll_e
 from flexpay_pipelines.payments.failures import StripePermanent, StripeRefusesUs, StripeTransient, failure_class
 from flexpay_pipelines.payments.linking import link_subscriptions
 from flexpay_pipelines.payments.mending import MendPolicy, MendResult, mend_differences
+from flexpay_pipelines.payments.pacing import SharedPace
 from flexpay_pipelines.payments.parking import ParkedCommand, Retried, alert_parked, parked_commands, retry_parked
 from flexpay_pipelines.payments.passes import alert_persistent
 from flexpay_pipelines.payments.reconciliation import KINDS, Difference, Reconciliation, open_differences, reconcile
@@ -24,6 +25,7 @@ __all__ = [
     "ParkedCommand",
     "Reconciliation",
     "Retried",
+    "SharedPace",
     "StripeGateway",
     "StripePermanent",
     "StripeRefusesUs",

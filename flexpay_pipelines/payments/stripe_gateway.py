@@ -24,7 +24,7 @@ from flexpay_pipelines.payments.failures import (
     StripeTransient,
     failure_class,
 )
-from flexpay_pipelines.payments.pacing import Pace, allowed_by_key
+from flexpay_pipelines.payments.pacing import Pace, Reserve, allowed_by_key
 
 if TYPE_CHECKING:
     import stripe
@@ -59,6 +59,7 @@ class StripeGateway:
         requests_per_second: float | None = None,
         endpoint_requests_per_second: float | None = None,
         sleep: Callable[[float], None] = time.sleep,
+        shared_pace: Reserve | None = None,
     ) -> None:
         """
         Args:
@@ -69,13 +70,14 @@ class StripeGateway:
             requests_per_second: of all requests together; None: what Stripe allows the key.
             endpoint_requests_per_second: of one endpoint (method and path); None: as many as all together.
             sleep: waits for the pace, and between two readings of a page that was refused for its pace.
+            shared_pace: shares the pace with other processes; None: it is this gateway's own.
         """
         self._api_key = api_key
         self._timeout_seconds = timeout_seconds
         self._max_network_retries = max_network_retries
         self._sleep = sleep
         self.requests_per_second = requests_per_second or allowed_by_key(api_key)
-        self._pace = Pace(self.requests_per_second, endpoint_requests_per_second, sleep=sleep)
+        self._pace = Pace(self.requests_per_second, endpoint_requests_per_second, sleep=sleep, shared=shared_pace)
         self.api_base = api_base or "https://api.stripe.com"
 
     @cached_property

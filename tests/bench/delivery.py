@@ -1,6 +1,7 @@
 """The relay against its allowance, also while some calls are slow, and against bare SDK calls of the same requests.
 
-A real outbox, the real SDK, the sandbox over HTTP. The bare calls know no outbox: no order, no marks, no retries.
+A real outbox, the real SDK, the sandbox over HTTP, the pace shared through the database as in production. The bare
+calls know no outbox: no order, no marks, no retries.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import stripe as sdk
 
 from flexpay_pipelines.clock import FixedClock
-from flexpay_pipelines.database import Connection, opened
+from flexpay_pipelines.database import Connection, connect, opened
 from flexpay_pipelines.migrations import deploy
-from flexpay_pipelines.payments import StripeGateway, deliver_commands, link_subscriptions
+from flexpay_pipelines.payments import SharedPace, StripeGateway, deliver_commands, link_subscriptions
 from flexpay_pipelines.payments.delivery import MOST_SIDE_BY_SIDE
 from flexpay_pipelines.sandbox import scratch_cluster
 from flexpay_pipelines.sandbox.stripe_server import StripeSandbox, running_stripe_server
@@ -60,8 +63,9 @@ def _timed(work: Callable[[], None]) -> float:
 class _Bench:
     """A company at both ends; each measure takes the next of its subscriptions."""
 
-    def __init__(self, connection: Connection, stripe: StripeSandbox) -> None:
+    def __init__(self, connection: Connection, stripe: StripeSandbox, pace: SharedPace) -> None:
         self.connection = connection
+        self.pace = pace
         self.stripe = stripe
         self.taken = 0
 
@@ -73,7 +77,9 @@ class _Bench:
         """Seconds in which the relay delivers so many commands."""
         after = self.take(number)
         self.connection.execute(OUTBOX.encode(), {"noon": NOON, "after": after, "number": number})
-        gateway = StripeGateway(self.stripe.api_key, self.stripe.api_base, requests_per_second=per_second)
+        gateway = StripeGateway(
+            self.stripe.api_key, self.stripe.api_base, requests_per_second=per_second, shared_pace=self.pace.reserve
+        )
 
         def work() -> None:
             done = deliver_commands(self.connection, gateway, clock=FixedClock(NOON), progress=lambda _: None)
@@ -113,6 +119,7 @@ def measure() -> list[Ratio]:
         tempfile.TemporaryDirectory(prefix="flexpay-bench-") as folder,
         scratch_cluster() as cluster,
         running_stripe_server(Path(folder) / "stripe") as stripe,
+        ExitStack() as stack,
     ):
         deploy(cluster.url(), ["core", "frequencies", "pauses"], record=lambda _: None, progress=lambda _: None)
         with opened(cluster.url(), purpose="bench") as connection:
@@ -127,7 +134,9 @@ def measure() -> list[Ratio]:
             gateway = StripeGateway(stripe.api_key, stripe.api_base, requests_per_second=1e6)
             link_subscriptions(connection, gateway, progress=lambda _: None)
             connection.execute("VACUUM ANALYZE")
-            bench = _Bench(connection, stripe)
+            pace = SharedPace(partial(connect, cluster.url(), purpose="stripe pace"))
+            stack.callback(pace.close)
+            bench = _Bench(connection, stripe, pace)
             bench.bare(unpaced)
             turns = [(bench.relay(unpaced, 1e6), bench.bare(unpaced)) for _ in range(ROUNDS)]
             paced = bench.relay(COMMANDS, PER_SECOND)
