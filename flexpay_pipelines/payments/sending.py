@@ -90,6 +90,8 @@ def _send(sending: _Sending) -> Outcome:
         and parse_instant(command["parameters"]["next_payment_at"]) <= sending.now
     ):
         return sending.outcome("superseded", "the date has passed before Stripe was told of it")
+    if command["operation"] == "move_payment" and _date_wanted(sending) is None:
+        return sending.outcome("superseded", "the payment of that date has been made since")
     uncertain = command["attempts"] > 0 or sending.now - command["created_at"] > KEY_LIFETIME
     present: Object = sending.read() if uncertain or command["operation"] in _LOOK_FIRST else {}
     if present and (uncertain or present["status"] == "canceled"):
@@ -133,7 +135,7 @@ def _shows_effect(sending: _Sending, present: Object) -> bool:
 
 def _in_time(sending: _Sending, present: Object) -> bool:
     """Whether the next payment stands where a resume wants it."""
-    wanted = _instant(sending, "next_payment_at")
+    wanted = _date_wanted(sending)
     if wanted is None or wanted == present["items"]["data"][0]["current_period_end"]:
         return True
     # A date that has passed was moved to a moment after the call that moved it; the payment may be made by now.
@@ -174,6 +176,16 @@ def _instant(sending: _Sending, name: str) -> int | None:
     return None if written is None else int(parse_instant(written).timestamp())
 
 
+def _date_wanted(sending: _Sending) -> int | None:
+    """The date that a command gives the next payment, in epoch seconds; None where that payment has been made.
+
+    Told hours late, Stripe can have billed on its own date meanwhile: it would bill the same period once more.
+    """
+    written, expected = sending.parameters.get("next_payment_at"), sending.command["next_payment_at"]
+    made = written is not None and expected is not None and parse_instant(written) < expected
+    return None if made else _instant(sending, "next_payment_at")
+
+
 def _pause(sending: _Sending, _present: Object) -> None:
     sending.gateway.pause(
         sending.identifier,
@@ -185,7 +197,7 @@ def _pause(sending: _Sending, _present: Object) -> None:
 
 def _resume(sending: _Sending, present: Object) -> None:
     """Resumed in the way in which it is paused, whatever the command says: somebody may have paused it at Stripe."""
-    wanted = _instant(sending, "next_payment_at")
+    wanted = _date_wanted(sending)
     # A payment that fell due between the end of the pause and now is made as soon as Stripe can.
     now = int(sending.now.timestamp())
     moved = wanted if wanted is None or wanted > now else now + SOON_SECONDS

@@ -31,6 +31,7 @@ SELECT
     c.created_at,
     s.subscription_ref,
     s.stripe_subscription_id,
+    s.next_payment_at,
     p.stripe_price_id
 FROM billing.stripe_commands AS c
 INNER JOIN billing.subscriptions AS s USING (subscription_id)

@@ -219,6 +219,22 @@ def test_what_is_changed_at_once_is_billed_as_quoted(world: World) -> None:
     assert world.paid()[2:] == [quoted.net_minor] == [quoted.debit_minor - quoted.credit_minor]
 
 
+@pytest.mark.parametrize("told_after", [timedelta(hours=2), timedelta(days=1, hours=2)])
+def test_a_pause_that_stripe_hears_of_after_it_has_billed_is_not_billed_once_more(
+    world: World, told_after: timedelta
+) -> None:
+    world.pause(1)
+    world.until(NOW + DAY)
+    world.sweep()
+    # The payment has moved to a day after END; nobody has told Stripe, which bills at END.
+    world.until(END + told_after)
+    world.poll()
+    world.deliver()
+    world.until(END + 5 * DAY)
+    world.poll()
+    assert world.paid() == [MONTHLY]
+
+
 def test_periods_that_credit_pays_for_move_the_date_as_well(world: World) -> None:
     # s4 pays yearly, in five days; changed the day after, nearly the whole year is credit against the weeks to come.
     world.until(NOW + 6 * DAY)
