@@ -113,6 +113,7 @@ def read_history(
         at = midnight(day + timedelta(days=1))
         named.forget_late(connection)
         if named.find_late(connection, at=at):
+            queries("analytics_intervals").insert_repeated(connection)
             queries("analytics_intervals").insert_intervals(connection)
         _insert(connection, day, paused_churn_days)
         later = at + timedelta(days=HORIZON_DAYS)

@@ -23,20 +23,21 @@ STORED_KINDS = ("total", "plan", "payment_frequency", "country", "currency")
 _TABLES = {
     "metric_subscriptions": "subscription_id bigint PRIMARY KEY, touched_from timestamptz NOT NULL",
     "metric_currencies": "currency text PRIMARY KEY",
-    "metric_customers": "customer_id bigint PRIMARY KEY, alone boolean NOT NULL",
+    "metric_customers": "customer_id bigint PRIMARY KEY",
+    "metric_plural": "customer_id bigint PRIMARY KEY",
     "metric_periods": "period date PRIMARY KEY",
     "metric_windows": "period date PRIMARY KEY, label text, last_period date, before_period date, "
     "before_day date, last_day date",
     "metric_rates": "period date, currency text, shown text, rate_before numeric, rate_now numeric, "
     "PRIMARY KEY (period, currency)",
     "metric_changes": "subscription_id bigint, customer_id bigint, currency text, country text, alone boolean, "
-    "period date, kind_before text, kind_after text, run_before bigint, run_after bigint, "
+    "period date, kind_before analytics.standing, kind_after analytics.standing, run_before bigint, run_after bigint, "
     "paused_before bigint, paused_after bigint, plan_before text, plan_after text, frequency_before text, "
     "frequency_after text, ever_before boolean",
     "metric_several": "customer_id bigint, currency text, country text, period date, "
     "run_before bigint, run_after bigint, with_before boolean, with_after boolean, ever_before boolean, "
     "splits boolean, paused bigint, resumed bigint, rest bigint, movement text, subscriptions integer, "
-    "paused_subscriptions integer, spread boolean",
+    "paused_subscriptions integer, spread boolean, plan text, payment_frequency text",
     "metric_movements": "period date, customer_id bigint, movement text, currency text, amount bigint",
     "metric_segment_changes": "period date, kind text, segment text, currency text, run_change bigint, "
     "new bigint, reactivation bigint, expansion bigint, contraction bigint, churn bigint, paused bigint, "
@@ -66,6 +67,7 @@ _TABLES = {
 }
 _OF_ONE_PASS = (
     "metric_customers",
+    "metric_plural",
     "metric_periods",
     "metric_windows",
     "metric_rates",
@@ -106,9 +108,10 @@ class Workspace:
 
         touched = "subscription_id IN (SELECT subscription_id FROM metric_subscriptions)" if only_touched else "TRUE"
         known = sql.SQL("TRUE") if known_at is None else sql.SQL("recorded_at <= {}").format(sql.Literal(known_at))
-        view = sql.SQL("CREATE TEMP VIEW metric_events AS SELECT * FROM billing.subscription_events WHERE {} AND {}")
+        view = sql.SQL("CREATE TEMP VIEW metric_ledger AS SELECT * FROM billing.subscription_events WHERE {} AND {}")
         self.connection.execute(view.format(sql.SQL(touched), known))
         queries("analytics_intervals").create_replay(self.connection)
+        queries("analytics_intervals").insert_repeated(self.connection)
 
     def clear(self) -> None:
         """Make room for another pass over the same intervals."""
@@ -119,17 +122,21 @@ class Workspace:
 
     def choose_customers(self, since: datetime | None, until: datetime) -> None:
         """Restrict the pass to customers of whom something changes in [since, until); all where `since` is None."""
+        named = queries("analytics_movements")
         if since is None:
-            queries("analytics_movements").choose_every_customer(self.connection)
-        else:
-            queries("analytics_movements").choose_customers(
-                self.connection, since=since, until=until, paused_churn_days=self.policy.paused_churn_days
-            )
+            named.see_every_customer(self.connection)
+            return
+        named.choose_customers(
+            self.connection, since=since, until=until, paused_churn_days=self.policy.paused_churn_days
+        )
         self._statistics("metric_customers")
+        named.see_chosen_customers(self.connection)
 
     def class_changes(self, grain: Grain, until: datetime) -> None:
         """From intervals to classed changes per customer and period, for all of the chosen customers' history."""
         named = queries("analytics_movements")
+        named.insert_plural(self.connection)
+        self._statistics("metric_plural")
         named.insert_changes(self.connection, grain=grain, until=until, **self.pauses)
         self._statistics("metric_changes")
         named.insert_several(self.connection)
@@ -155,7 +162,10 @@ class Workspace:
             segments.insert_customer_changes(self.connection)
         segments.insert_placed_changes(self.connection, kinds=list(kinds))
         segments.insert_whole_changes(self.connection, kinds=list(kinds))
-        segments.insert_allotted_changes(self.connection, kinds=list(kinds))
+        if {"plan", "payment_frequency"} & set(kinds):
+            segments.insert_lone_changes(self.connection, kinds=list(kinds))
+            segments.insert_present_customers(self.connection, kinds=list(kinds))
+            segments.insert_allotted_changes(self.connection, kinds=list(kinds))
         if stored_baseline is None:
             named.insert_baseline(self.connection, kinds=list(kinds), at=periods.since, **self.pauses)
         else:
@@ -250,8 +260,8 @@ def stored_workspace(connection: Connection, policy: MetricPolicy) -> Iterator[W
         _create(connection)
         connection.execute("CREATE TEMP VIEW metric_intervals AS SELECT * FROM analytics.run_rate_intervals")
         yield Workspace(connection, policy)
-        connection.execute("DROP VIEW pg_temp.metric_intervals")
         _drop(connection)
+        connection.execute("DROP VIEW pg_temp.metric_intervals")
 
 
 def _create(connection: Connection) -> None:
@@ -260,7 +270,8 @@ def _create(connection: Connection) -> None:
     # Sorts of the whole ledger and of ten rows go through the same statements; the settings end with the transaction.
     connection.execute(
         "SELECT set_config('work_mem', '256MB', true), set_config('maintenance_work_mem', '256MB', true),"
-        " set_config('timezone', 'UTC', true)"
+        # What is joined sideways is two or three rows made of the row at hand: cheaper made anew than looked up.
+        " set_config('timezone', 'UTC', true), set_config('enable_memoize', 'off', true)"
     )
     tables = [
         sql.SQL("CREATE TEMP TABLE {} ({}) ON COMMIT DROP").format(sql.Identifier(name), sql.SQL(columns))
@@ -269,6 +280,7 @@ def _create(connection: Connection) -> None:
     connection.execute(sql.SQL("; ").join(tables))
     queries("analytics_currencies").load_currencies(connection)
     queries("analytics_movements").create_alone(connection)
+    queries("analytics_movements").create_classed(connection)
     queries("analytics_movements").create_customer_periods(connection)
 
 
@@ -277,5 +289,9 @@ def _drop(connection: Connection, *others: str) -> None:
     from psycopg import sql  # noqa: PLC0415
 
     names = [sql.Identifier("pg_temp", name) for name in (*others, *_TABLES)]
-    connection.execute("DROP VIEW IF EXISTS pg_temp.metric_replayed, pg_temp.metric_events")
+    connection.execute(
+        "DROP VIEW IF EXISTS pg_temp.metric_chosen, pg_temp.metric_replayed, pg_temp.metric_events,"
+        " pg_temp.metric_ledger"
+    )
+    connection.execute("DROP TABLE IF EXISTS pg_temp.metric_repeated")
     connection.execute(sql.SQL("DROP TABLE {} CASCADE").format(sql.SQL(", ").join(names)))

@@ -64,7 +64,7 @@ CREATE TEMPORARY TABLE risk_credits (
 CREATE TEMPORARY TABLE risk_truth (LIKE analytics.run_rate_intervals) ON COMMIT DROP;
 CREATE TEMPORARY TABLE risk_late (subscription_id bigint PRIMARY KEY, at timestamptz) ON COMMIT DROP;
 CREATE TEMPORARY TABLE metric_intervals (LIKE analytics.run_rate_intervals) ON COMMIT DROP;
-CREATE TEMPORARY VIEW metric_events AS
+CREATE TEMPORARY VIEW metric_ledger AS
 SELECT e.*
 FROM risk_events AS e
 INNER JOIN risk_late AS l ON e.subscription_id = l.subscription_id AND e.known_at < l.at;
@@ -78,17 +78,18 @@ SELECT m.* FROM metric_intervals AS m;
 -- name: index_history#
 -- description: The copies are read once for each day.
 CREATE INDEX ON pg_temp.risk_truth (customer_id);
+CREATE INDEX ON pg_temp.risk_events (subscription_id, occurred_at);
 ANALYZE pg_temp.risk_events, pg_temp.risk_payments, pg_temp.risk_credits, pg_temp.risk_truth;
 
 -- name: forget_late#
 -- description: Makes room for the next day.
-TRUNCATE pg_temp.risk_late, pg_temp.metric_intervals;
+TRUNCATE pg_temp.risk_late, pg_temp.metric_intervals, pg_temp.metric_repeated;
 
 -- name: close_history#
 -- description: Leaves nothing behind.
-DROP VIEW pg_temp.risk_intervals, pg_temp.metric_replayed, pg_temp.metric_events;
+DROP VIEW pg_temp.risk_intervals, pg_temp.metric_replayed, pg_temp.metric_events, pg_temp.metric_ledger;
 DROP TABLE pg_temp.risk_customers, pg_temp.risk_events, pg_temp.risk_payments, pg_temp.risk_credits, pg_temp.risk_truth,
-pg_temp.risk_late, pg_temp.metric_intervals, pg_temp.risk_features;
+pg_temp.risk_late, pg_temp.metric_intervals, pg_temp.metric_repeated, pg_temp.risk_features;
 
 -- name: count_customers()$
 -- description: How many customers there ever were.

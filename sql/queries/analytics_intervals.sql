@@ -16,12 +16,27 @@ WHERE locktype = 'relation' AND relation = cast('billing.subscription_events' AS
 
 -- name: ledger_extent(event_high_water, gaps)^
 -- description: How far the ledger goes beyond the mark, how many events are new, and which smaller ids nobody has committed.
-WITH arrived AS (
+WITH beyond AS (
+    SELECT
+        coalesce(max(event_id), :event_high_water) AS event_high_water,
+        count(*) AS events
+    FROM billing.subscription_events
+    WHERE event_id > :event_high_water
+),
+
+-- Ids without a gap, which is how most come, need not be put in order.
+arrived AS (
     SELECT
         event_id,
         lag(event_id, 1, :event_high_water) OVER (ORDER BY event_id) AS previous_id
     FROM billing.subscription_events
-    WHERE event_id > :event_high_water
+    WHERE event_id > :event_high_water AND (SELECT b.event_high_water - :event_high_water <> b.events FROM beyond AS b)
+),
+
+skipped AS (
+    SELECT coalesce(range_agg(int8range(a.previous_id + 1, a.event_id)), '{}') AS gaps
+    FROM arrived AS a
+    WHERE a.event_id > a.previous_id + 1
 ),
 
 late AS (
@@ -38,16 +53,14 @@ late_ids AS (
 )
 
 SELECT
-    coalesce(max(a.event_id), :event_high_water) AS event_high_water,
-    count(a.event_id) + l.events AS events,
-    coalesce(
-        range_agg(int8range(a.previous_id + 1, a.event_id)) FILTER (WHERE a.event_id > a.previous_id + 1), '{}'
-    ) AS gaps,
+    b.event_high_water,
+    b.events + l.events AS events,
+    k.gaps,
     l.late,
     cast(:gaps AS int8multirange) - l.late AS still_missing
-FROM late_ids AS l
-LEFT JOIN arrived AS a ON TRUE
-GROUP BY l.late, l.events;
+FROM beyond AS b
+CROSS JOIN skipped AS k
+CROSS JOIN late_ids AS l;
 
 -- name: ledger_end()$
 -- description: The largest event_id.
@@ -112,137 +125,118 @@ WHERE EXISTS (SELECT 1 FROM billing.subscription_events AS e WHERE e.subscriptio
 -- description: When the first interval begins.
 SELECT min(valid_from) AS since FROM metric_intervals;
 
--- name: create_replay()!
--- description: The view metric_replayed: metric_events replayed into intervals, by one sort and window functions in its order.
+-- name: insert_repeated()!
+-- description: The events that repeat an earlier one exactly, where something else happened at the same instant in between.
+-- What repeats the event just before it changes nothing by itself.
+INSERT INTO metric_repeated (event_id)
+WITH crowds AS (
+    SELECT
+        subscription_id,
+        occurred_at
+    FROM metric_ledger
+    GROUP BY subscription_id, occurred_at
+    HAVING count(*) > 2
+)
+
+SELECT e.event_id
+FROM crowds AS c
+INNER JOIN metric_ledger AS e ON c.subscription_id = e.subscription_id AND c.occurred_at = e.occurred_at
+WHERE EXISTS (
+    SELECT 1 FROM metric_ledger AS f
+    WHERE f.subscription_id = e.subscription_id AND f.occurred_at = e.occurred_at AND f.recorded_at = e.recorded_at
+        AND f.event_id < e.event_id AND f.event = e.event AND f.customer_id = e.customer_id AND f.plan = e.plan
+        AND f.payment_frequency = e.payment_frequency AND f.amount_minor = e.amount_minor AND f.quantity = e.quantity
+        AND f.currency = e.currency
+);
+
+-- name: create_replay#
+-- description: The view metric_replayed: the events of metric_ledger as intervals, by one sort and one pass in its order.
+-- A state is a letter, an event what it makes of each: unstarted, trial, active, due, newly paused, paused, suspended,
+-- canceled. Newly paused is so until the next event; when the pause began, later events of the same pause look up.
+CREATE TEMP TABLE metric_repeated (event_id bigint PRIMARY KEY) ON COMMIT DROP;
+CREATE TEMP VIEW metric_events AS
+SELECT * FROM metric_ledger WHERE event_id NOT IN (SELECT event_id FROM metric_repeated);
 CREATE TEMP VIEW metric_replayed AS
-WITH arrivals AS (
+WITH stated AS (
     SELECT
         e.event_id,
         e.subscription_id,
         e.customer_id,
-        e.event,
         e.occurred_at,
         e.recorded_at,
         e.plan,
         e.payment_frequency,
         e.amount_minor,
         e.quantity,
-        e.currency,
-        lag(e.occurred_at) OVER w = e.occurred_at AS tied,
-        -- Only a third event at one instant can repeat one that something else has followed since.
-        lag(e.occurred_at, 2) OVER w = e.occurred_at AND lag(e.recorded_at, 2) OVER w = e.recorded_at AS crowded
+        analytics.follow(
+            CASE e.event
+                WHEN 'changed' THEN 'n'
+                WHEN 'started' THEN 'utdnpsc'
+                WHEN 'canceled' THEN 'utadnps'
+                WHEN 'paused' THEN 'adn'
+                WHEN 'resumed' THEN 'dnp'
+                WHEN 'past_due' THEN 'anp'
+                WHEN 'recovered' THEN 'dnps'
+                WHEN 'suspended' THEN 'adnp'
+                WHEN 'trial_started' THEN 'uadnpsc'
+            END,
+            CASE e.event
+                WHEN 'changed' THEN 'p'
+                WHEN 'started' THEN 'aaaaaaa'
+                WHEN 'canceled' THEN 'ccccccc'
+                WHEN 'paused' THEN 'nnp'
+                WHEN 'resumed' THEN 'aaa'
+                WHEN 'past_due' THEN 'ddd'
+                WHEN 'recovered' THEN 'aaaa'
+                WHEN 'suspended' THEN 'ssss'
+                WHEN 'trial_started' THEN 'ttttttt'
+            END
+        ) OVER w AS state,
+        lead(e.occurred_at) OVER w AS next_at
     FROM metric_events AS e
-    WINDOW w AS (PARTITION BY e.subscription_id ORDER BY e.occurred_at, e.recorded_at, e.event_id)
-),
-
--- A state is a letter, an event what it makes of each: unstarted, trial, active, due, newly paused, paused, suspended,
--- canceled. What is newly paused is so until another instant.
-once AS (
-    SELECT
-        a.*,
-        CASE a.event
-            WHEN 'changed' THEN CASE WHEN a.tied THEN '' ELSE 'n' END
-            WHEN 'started' THEN 'utdnpsc'
-            WHEN 'canceled' THEN 'utadnps'
-            WHEN 'paused' THEN CASE WHEN a.tied THEN 'ad' ELSE 'adn' END
-            WHEN 'resumed' THEN 'dnp'
-            WHEN 'past_due' THEN 'anp'
-            WHEN 'recovered' THEN 'dnps'
-            WHEN 'suspended' THEN 'adnp'
-            WHEN 'trial_started' THEN 'uadnpsc'
-        END AS leaves,
-        CASE a.event
-            WHEN 'changed' THEN CASE WHEN a.tied THEN '' ELSE 'p' END
-            WHEN 'started' THEN 'aaaaaaa'
-            WHEN 'canceled' THEN 'ccccccc'
-            WHEN 'paused' THEN CASE WHEN a.tied THEN 'nn' ELSE 'nnp' END
-            WHEN 'resumed' THEN 'aaa'
-            WHEN 'past_due' THEN 'ddd'
-            WHEN 'recovered' THEN 'aaaa'
-            WHEN 'suspended' THEN 'ssss'
-            WHEN 'trial_started' THEN 'ttttttt'
-        END AS enters
-    FROM arrivals AS a
-    WHERE CASE
-        WHEN a.crowded THEN NOT EXISTS (
-            SELECT 1 FROM metric_events AS e
-            WHERE e.subscription_id = a.subscription_id AND e.occurred_at = a.occurred_at AND e.recorded_at = a.recorded_at
-                AND e.event_id < a.event_id AND e.event = a.event AND e.customer_id = a.customer_id
-                AND e.plan = a.plan AND e.payment_frequency = a.payment_frequency AND e.amount_minor = a.amount_minor
-                AND e.quantity = a.quantity AND e.currency = a.currency
-        )
-        ELSE TRUE
-    END
-),
-
-stated AS (
-    SELECT
-        o.*,
-        analytics.follow(o.leaves, o.enters) OVER w AS state,
-        lead(o.occurred_at) OVER w AS next_at
-    FROM once AS o
     WINDOW w AS (
-        PARTITION BY o.subscription_id ORDER BY o.occurred_at, o.recorded_at, o.event_id
+        PARTITION BY e.subscription_id ORDER BY e.occurred_at, e.recorded_at, e.event_id
         ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
     )
-),
-
--- What lasted no time is no interval.
-lasting AS (
-    SELECT
-        s.event_id,
-        s.subscription_id,
-        s.customer_id,
-        s.occurred_at,
-        s.plan,
-        s.payment_frequency,
-        s.state,
-        s.amount_minor * s.quantity
-        * CASE s.payment_frequency
-            WHEN 'MONTHLY' THEN 12 WHEN 'WEEKLY' THEN 52 WHEN 'BIWEEKLY' THEN 26 WHEN 'QUARTERLY' THEN 4 WHEN 'YEARLY' THEN 1
-        END AS annualised_minor
-    FROM stated AS s
-    WHERE s.next_at IS NULL OR s.next_at > s.occurred_at
-),
-
-marked AS (
-    SELECT
-        l.*,
-        CASE WHEN l.state IN ('n', 'p') THEN max(CASE WHEN l.state = 'n' THEN l.occurred_at END) OVER w END AS paused_since,
-        l.state <> 'n' AND translate(lag(l.state) OVER w, 'n', 'p') = l.state
-        AND lag(l.annualised_minor) OVER w = l.annualised_minor
-        AND lag(l.plan) OVER w = l.plan
-        AND lag(l.payment_frequency) OVER w = l.payment_frequency AS unchanged
-    FROM lasting AS l
-    WINDOW w AS (PARTITION BY l.subscription_id ORDER BY l.occurred_at ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)
-),
-
-bounded AS (
-    SELECT
-        m.*,
-        lead(m.occurred_at) OVER (PARTITION BY m.subscription_id ORDER BY m.occurred_at) AS valid_to
-    FROM marked AS m
-    WHERE m.unchanged IS NOT TRUE
 )
 
 SELECT
-    b.subscription_id,
-    b.occurred_at AS valid_from,
-    b.valid_to,
-    b.customer_id,
-    CASE b.state
+    s.subscription_id,
+    s.occurred_at AS valid_from,
+    s.next_at AS valid_to,
+    s.customer_id,
+    CASE s.state
         WHEN 'a' THEN 'active' WHEN 'n' THEN 'paused' WHEN 'p' THEN 'paused' WHEN 'c' THEN 'canceled' WHEN 'd' THEN 'past_due'
         WHEN 's' THEN 'suspended' WHEN 't' THEN 'trialing' WHEN 'u' THEN 'unstarted'
     END AS status,
-    b.paused_since,
-    b.annualised_minor,
-    b.plan,
-    b.payment_frequency,
+    -- Whatever neither pauses nor changes ends a pause: it began with the first request for one since.
+    CASE s.state
+        WHEN 'n' THEN s.occurred_at
+        WHEN 'p' THEN (
+            SELECT min(e.occurred_at)
+            FROM metric_events AS e
+            WHERE e.subscription_id = s.subscription_id AND e.occurred_at <= s.occurred_at AND e.event = 'paused'
+                AND NOT EXISTS (
+                    SELECT 1 FROM metric_events AS f
+                    WHERE f.subscription_id = e.subscription_id AND f.event NOT IN ('paused', 'changed')
+                        AND (f.occurred_at, f.recorded_at, f.event_id) > (e.occurred_at, e.recorded_at, e.event_id)
+                        AND (f.occurred_at, f.recorded_at, f.event_id) < (s.occurred_at, s.recorded_at, s.event_id)
+                )
+        )
+    END AS paused_since,
+    s.amount_minor * s.quantity
+    * CASE s.payment_frequency
+        WHEN 'MONTHLY' THEN 12 WHEN 'WEEKLY' THEN 52 WHEN 'BIWEEKLY' THEN 26 WHEN 'QUARTERLY' THEN 4 WHEN 'YEARLY' THEN 1
+    END AS annualised_minor,
+    s.plan,
+    s.payment_frequency,
     c.currency,
     c.country,
-    b.event_id
-FROM bounded AS b
-INNER JOIN billing.customers AS c ON b.customer_id = c.customer_id;
+    s.event_id
+FROM stated AS s
+INNER JOIN billing.customers AS c ON s.customer_id = c.customer_id
+-- What lasted no time is no interval.
+WHERE s.next_at IS NULL OR s.next_at > s.occurred_at;
 
 -- name: allow_lookups(wanted)$
 -- description: Whether rows may be looked up one by one: what reads whole tables would do so where it expects few rows.

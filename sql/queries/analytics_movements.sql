@@ -1,34 +1,36 @@
 -- name: choose_customers(since, until, paused_churn_days)!
 -- description: Customers with a boundary in [since, until): an interval that begins there, or a pause that ages out.
-INSERT INTO metric_customers (customer_id, alone)
-WITH chosen AS (
-    SELECT i.customer_id
-    FROM metric_intervals AS i
-    WHERE i.valid_from >= :since AND i.valid_from < :until
-    UNION
-    SELECT i.customer_id
-    FROM metric_intervals AS i
-    WHERE i.status = 'paused'
-        AND i.paused_since >= :since - make_interval(hours => 24 * cast(:paused_churn_days AS integer))
-        AND i.paused_since < :until - make_interval(hours => 24 * cast(:paused_churn_days AS integer))
-)
-
-SELECT
-    i.customer_id,
-    min(i.subscription_id) = max(i.subscription_id) AS alone
-FROM chosen AS c
-INNER JOIN metric_intervals AS i ON c.customer_id = i.customer_id
-GROUP BY i.customer_id
+INSERT INTO metric_customers (customer_id)
+SELECT i.customer_id
+FROM metric_intervals AS i
+WHERE i.valid_from >= :since AND i.valid_from < :until
+UNION
+SELECT i.customer_id
+FROM metric_intervals AS i
+WHERE i.status = 'paused'
+    AND i.paused_since >= :since - make_interval(hours => 24 * cast(:paused_churn_days AS integer))
+    AND i.paused_since < :until - make_interval(hours => 24 * cast(:paused_churn_days AS integer))
 ON CONFLICT (customer_id) DO NOTHING;
 
--- name: choose_every_customer()!
--- description: All customers that have intervals; alone: with one subscription, whose changes are the customer's.
-INSERT INTO metric_customers (customer_id, alone)
-SELECT
-    customer_id,
-    min(subscription_id) = max(subscription_id) AS alone
-FROM metric_intervals
-GROUP BY customer_id;
+-- name: see_chosen_customers#
+-- description: The view metric_chosen: the intervals of the chosen customers.
+CREATE OR REPLACE TEMP VIEW metric_chosen AS
+SELECT i.*
+FROM metric_customers AS c
+INNER JOIN metric_intervals AS i ON c.customer_id = i.customer_id;
+
+-- name: see_every_customer#
+-- description: The same where every customer is chosen: read in the order in which they are stored.
+CREATE OR REPLACE TEMP VIEW metric_chosen AS
+SELECT * FROM metric_intervals;
+
+-- name: insert_plural()!
+-- description: The chosen customers with several subscriptions; those of the others are the customer's changes.
+INSERT INTO metric_plural (customer_id)
+SELECT customer_id
+FROM metric_chosen
+GROUP BY customer_id
+HAVING min(subscription_id) <> max(subscription_id);
 
 -- name: insert_changes(grain, included, paused_churn_days, until)!
 -- description: For the chosen customers, each period at whose end a subscription stands otherwise than at the end before.
@@ -45,41 +47,34 @@ WITH moments AS (
         i.plan,
         i.payment_frequency,
         i.annualised_minor,
-        c.alone,
-        i.valid_from AS at,
-        CASE
-            WHEN i.status IN ('active', 'past_due') THEN 'counted'
-            WHEN i.status <> 'paused' OR a.ages_out_at <= i.valid_from THEN 'out'
-            WHEN :included THEN 'counted'
-            ELSE 'paused'
-        END AS kind,
-        CASE WHEN a.ages_out_at > i.valid_from THEN least(a.ages_out_at, i.valid_to) ELSE i.valid_to END AS next_at
-    FROM metric_customers AS c
-    INNER JOIN metric_intervals AS i ON c.customer_id = i.customer_id
+        m.at,
+        m.kind,
+        m.next_at
+    FROM metric_chosen AS i
     CROSS JOIN LATERAL (
-        VALUES (i.paused_since + make_interval(hours => 24 * cast(:paused_churn_days AS integer)))
-    ) AS a (ages_out_at)
+        SELECT i.paused_since + make_interval(hours => 24 * cast(:paused_churn_days AS integer)) AS ages_out_at
+    ) AS a
+    -- An interval in which a pause ages out holds two.
+    CROSS JOIN LATERAL (
+        SELECT
+            i.valid_from AS at,
+            cast(
+                CASE
+                    WHEN i.status IN ('active', 'past_due') THEN 'counted'
+                    WHEN i.status <> 'paused' OR a.ages_out_at <= i.valid_from THEN 'out'
+                    WHEN :included THEN 'counted'
+                    ELSE 'paused'
+                END AS analytics.standing
+            ) AS kind,
+            CASE WHEN a.ages_out_at > i.valid_from THEN least(a.ages_out_at, i.valid_to) ELSE i.valid_to END AS next_at
+        UNION ALL
+        SELECT
+            a.ages_out_at AS at,
+            cast('out' AS analytics.standing) AS kind,
+            i.valid_to AS next_at
+        WHERE a.ages_out_at > i.valid_from AND a.ages_out_at < :until AND (i.valid_to IS NULL OR i.valid_to > a.ages_out_at)
+    ) AS m
     WHERE i.valid_from < :until
-    UNION ALL
-    SELECT
-        i.subscription_id,
-        i.customer_id,
-        i.currency,
-        i.country,
-        i.plan,
-        i.payment_frequency,
-        i.annualised_minor,
-        c.alone,
-        a.ages_out_at AS at,
-        'out' AS kind,
-        i.valid_to AS next_at
-    FROM metric_customers AS c
-    INNER JOIN metric_intervals AS i ON c.customer_id = i.customer_id
-    CROSS JOIN LATERAL (
-        VALUES (i.paused_since + make_interval(hours => 24 * cast(:paused_churn_days AS integer)))
-    ) AS a (ages_out_at)
-    WHERE i.status = 'paused' AND a.ages_out_at > i.valid_from AND a.ages_out_at < :until
-        AND (i.valid_to IS NULL OR i.valid_to > a.ages_out_at)
 ),
 
 -- What does not last to the end of its period is not seen; the workspace's time zone is UTC.
@@ -97,7 +92,7 @@ ends AS (
 steps AS (
     SELECT
         e.*,
-        coalesce(lag(e.kind) OVER w, 'out') AS kind_before,
+        lag(e.kind, 1, cast('out' AS analytics.standing)) OVER w AS kind_before,
         lag(e.annualised_minor) OVER w AS annualised_before,
         lag(e.plan) OVER w AS plan_before,
         lag(e.payment_frequency) OVER w AS frequency_before,
@@ -111,7 +106,7 @@ SELECT
     s.customer_id,
     s.currency,
     s.country,
-    s.alone,
+    p.customer_id IS NULL AS alone,
     s.period,
     s.kind_before,
     s.kind,
@@ -125,6 +120,7 @@ SELECT
     s.payment_frequency,
     s.most_before > 0 IS TRUE AS ever_before
 FROM steps AS s
+LEFT JOIN metric_plural AS p ON s.customer_id = p.customer_id
 WHERE s.kind <> s.kind_before
     OR (
         s.kind <> 'out'
@@ -153,19 +149,73 @@ split AS (
         CASE WHEN s.splits AND s.kind_before = 'counted' AND s.kind_after = 'paused' THEN -s.run_before ELSE 0 END AS paused,
         CASE WHEN s.splits AND s.kind_before = 'paused' AND s.kind_after = 'counted' THEN s.run_after ELSE 0 END AS resumed
     FROM standing AS s
+),
+
+classed AS (
+    SELECT
+        s.*,
+        s.run_after - s.run_before - s.paused - s.resumed AS rest,
+        CASE
+            WHEN NOT s.ever_before THEN CASE WHEN s.run_after > 0 THEN 'new' END
+            WHEN NOT s.with_before THEN CASE WHEN s.run_after > 0 THEN 'reactivation' END
+            WHEN NOT s.with_after THEN 'churn'
+            WHEN s.run_after - s.run_before > s.paused + s.resumed THEN 'expansion'
+            WHEN s.run_after - s.run_before < s.paused + s.resumed THEN 'contraction'
+        END AS movement
+    FROM split AS s
 )
 
+-- Of the rest, paused and resumed only one is not 0: class says which, movement what becomes of the customer.
 SELECT
-    s.*,
-    s.run_after - s.run_before - s.paused - s.resumed AS rest,
-    CASE
-        WHEN NOT s.ever_before THEN CASE WHEN s.run_after > 0 THEN 'new' END
-        WHEN NOT s.with_before THEN CASE WHEN s.run_after > 0 THEN 'reactivation' END
-        WHEN NOT s.with_after THEN 'churn'
-        WHEN s.run_after - s.run_before > s.paused + s.resumed THEN 'expansion'
-        WHEN s.run_after - s.run_before < s.paused + s.resumed THEN 'contraction'
-    END AS movement
-FROM split AS s;
+    c.*,
+    CASE WHEN c.paused <> 0 THEN 'paused' WHEN c.resumed <> 0 THEN 'resumed' ELSE c.movement END AS class,
+    c.kind_before <> 'out' AND c.kind_after <> 'out'
+    AND (c.plan_before <> c.plan_after OR c.frequency_before <> c.frequency_after) AS moves
+FROM classed AS c;
+
+-- name: create_classed()!
+-- description: The view metric_classed: the classed changes as a row for each movement, also churn of 0.
+CREATE TEMP VIEW metric_classed AS
+SELECT
+    a.period,
+    a.customer_id,
+    a.currency,
+    a.class AS movement,
+    a.run_after - a.run_before AS amount
+FROM metric_alone AS a
+WHERE a.class IS NOT NULL AND (a.run_after <> a.run_before OR a.class = 'churn')
+UNION ALL
+-- A pause may take a subscription's price to nothing: its customer has left then, too.
+SELECT
+    a.period,
+    a.customer_id,
+    a.currency,
+    a.movement,
+    0 AS amount
+FROM metric_alone AS a
+WHERE a.kind_before = 'counted' AND a.kind_after = 'paused' AND a.class = 'paused' AND a.movement = 'churn'
+UNION ALL
+SELECT
+    s.period,
+    s.customer_id,
+    s.currency,
+    m.movement,
+    m.amount
+FROM metric_several AS s
+CROSS JOIN LATERAL (
+    SELECT
+s.movement,
+s.rest AS amount
+    UNION ALL
+    SELECT
+'paused' AS movement,
+s.paused AS amount
+    UNION ALL
+    SELECT
+'resumed' AS movement,
+s.resumed AS amount
+) AS m
+WHERE m.amount <> 0 OR m.movement = 'churn';
 
 -- name: create_customer_periods()!
 -- description: The view metric_customer_periods: each customer's change of each period, where it stood and stands, and its class.
@@ -212,7 +262,7 @@ FROM metric_several AS s;
 -- description: The changes of customers with several subscriptions, added up by customer and period, and classed.
 INSERT INTO metric_several (
     customer_id, currency, country, period, run_before, run_after, with_before, with_after, ever_before, splits, paused,
-    resumed, rest, movement, subscriptions, paused_subscriptions, spread
+    resumed, rest, movement, subscriptions, paused_subscriptions, spread, plan, payment_frequency
 )
 WITH net AS (
     SELECT
@@ -228,7 +278,9 @@ WITH net AS (
             AS resumed,
         sum(cast(c.kind_after = 'counted' AS integer) - cast(c.kind_before = 'counted' AS integer)) AS subscriptions,
         sum(cast(c.kind_after = 'paused' AS integer) - cast(c.kind_before = 'paused' AS integer)) AS paused_subscriptions,
-        count(*) > 1 OR bool_or(c.plan_before <> c.plan_after OR c.frequency_before <> c.frequency_after) AS spread
+        count(*) > 1 OR bool_or(c.plan_before <> c.plan_after OR c.frequency_before <> c.frequency_after) AS spread,
+        min(c.plan_after) AS plan,
+        min(c.frequency_after) AS payment_frequency
     FROM metric_changes AS c
     WHERE NOT c.alone
     GROUP BY c.customer_id, c.currency, c.country, c.period
@@ -289,7 +341,9 @@ SELECT
     END AS movement,
     s.subscriptions,
     s.paused_subscriptions,
-    s.spread IS TRUE AS spread
+    s.spread IS TRUE AS spread,
+    s.plan,
+    s.payment_frequency
 FROM split AS s;
 
 -- name: movement_rows()
@@ -335,13 +389,9 @@ ORDER BY period, customer_id, movement;
 -- description: The classed changes as rows: one for each movement.
 INSERT INTO metric_movements (period, customer_id, movement, currency, amount)
 SELECT
-    c.period,
-    c.customer_id,
-    m.movement,
-    c.currency,
-    m.amount
-FROM metric_customer_periods AS c
-CROSS JOIN LATERAL (
-    VALUES (c.movement, c.rest), ('paused', c.paused), ('resumed', c.resumed)
-) AS m (movement, amount)
-WHERE m.amount <> 0 OR m.movement = 'churn';
+    period,
+    customer_id,
+    movement,
+    currency,
+    amount
+FROM metric_classed;

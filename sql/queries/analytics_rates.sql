@@ -19,10 +19,28 @@ pairs AS (
         a.customer_id,
         a.currency,
         a.period AS first_change,
+        a.period AS last_change,
+        a.previous_period,
+        a.next_period,
+        a.run_before,
+        a.run_after,
+        a.with_before,
+        a.with_after,
+        a.with_after AS with_within,
+        a.splits,
+        a.ever_before,
+        a.paused + a.resumed AS pauses
+    FROM numbered AS a
+    WHERE a.period + cast(:span AS integer) > coalesce(cast(:base AS date), '-infinity')
+    UNION ALL
+    -- Few customers change twice within a window.
+    SELECT
+        a.customer_id,
+        a.currency,
+        a.period AS first_change,
         z.period AS last_change,
-        -- From the first window that no longer holds the change before to the last that does not hold the one after.
-        greatest(z.period, a.previous_period + cast(:span AS integer)) AS first_window,
-        least(z.next_period - 1, a.period + cast(:span AS integer) - 1) AS last_window,
+        a.previous_period,
+        z.next_period,
         a.run_before,
         z.run_after,
         a.with_before,
@@ -30,11 +48,21 @@ pairs AS (
         z.times_with - a.times_with + cast(a.with_after AS integer) > 0 AS with_within,
         a.splits,
         a.ever_before,
-        CASE WHEN a.period = z.period THEN a.paused + a.resumed ELSE 0 END AS pauses
+        0 AS pauses
     FROM numbered AS a
     INNER JOIN numbered AS z
-        ON a.customer_id = z.customer_id AND a.period <= z.period AND a.period + cast(:span AS integer) > z.period
-    WHERE a.period + cast(:span AS integer) > coalesce(cast(:base AS date), '-infinity')
+        ON a.customer_id = z.customer_id AND a.period < z.period AND a.period + cast(:span AS integer) > z.period
+    WHERE a.next_period < a.period + cast(:span AS integer)
+        AND a.period + cast(:span AS integer) > coalesce(cast(:base AS date), '-infinity')
+),
+
+-- From the first window that no longer holds the change before to the last that does not hold the one after.
+bounded AS (
+    SELECT
+        p.*,
+        greatest(p.last_change, p.previous_period + cast(:span AS integer)) AS first_window,
+        least(p.next_period - 1, p.first_change + cast(:span AS integer) - 1) AS last_window
+    FROM pairs AS p
 )
 
 SELECT
@@ -52,7 +80,7 @@ SELECT
     p.splits,
     p.ever_before,
     p.pauses
-FROM pairs AS p
+FROM bounded AS p
 WHERE p.first_window <= p.last_window;
 
 -- name: set_window_pauses()!
@@ -135,7 +163,15 @@ steps AS (
         sum(e.sign * c.churn) AS churn,
         sum(e.sign * c.lost) AS lost
     FROM counted AS c
-    CROSS JOIN LATERAL (VALUES (c.first_window, 1), (c.last_window + 1, -1)) AS e (period, sign)
+    CROSS JOIN LATERAL (
+        SELECT
+c.first_window AS period,
+1 AS sign
+        UNION ALL
+        SELECT
+c.last_window + 1 AS period,
+-1 AS sign
+    ) AS e
     WHERE e.period > coalesce(cast(:base AS date), '-infinity')
     GROUP BY c.currency, e.period
     UNION ALL

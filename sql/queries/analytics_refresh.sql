@@ -38,31 +38,25 @@ ON CONFLICT (day, customer_id, movement) DO NOTHING;
 -- description: The movements of these days where none are stored yet.
 INSERT INTO analytics.mrr_movements (day, customer_id, movement, currency, annualised_minor)
 SELECT
-    c.period,
-    c.customer_id,
+    m.period,
+    m.customer_id,
     m.movement,
-    c.currency,
+    m.currency,
     m.amount
-FROM metric_customer_periods AS c
-CROSS JOIN LATERAL (
-    VALUES (c.movement, c.rest), ('paused', c.paused), ('resumed', c.resumed)
-) AS m (movement, amount)
-WHERE c.period = any(cast(:days AS date [])) AND (m.amount <> 0 OR m.movement = 'churn');
+FROM metric_classed AS m
+WHERE m.period = any(cast(:days AS date []));
 
 -- name: insert_movements(days)!
 -- description: The classed changes of these days as rows: one for each movement.
 INSERT INTO metric_movements (period, customer_id, movement, currency, amount)
 SELECT
-    c.period,
-    c.customer_id,
+    m.period,
+    m.customer_id,
     m.movement,
-    c.currency,
+    m.currency,
     m.amount
-FROM metric_customer_periods AS c
-CROSS JOIN LATERAL (
-    VALUES (c.movement, c.rest), ('paused', c.paused), ('resumed', c.resumed)
-) AS m (movement, amount)
-WHERE c.period = any(cast(:days AS date [])) AND (m.amount <> 0 OR m.movement = 'churn');
+FROM metric_classed AS m
+WHERE m.period = any(cast(:days AS date []));
 
 -- name: is_empty(relation)$
 -- description: Whether a table has never held a row since it was made or truncated.

@@ -73,11 +73,18 @@ SELECT
     sum(c.paused_subscriptions) AS paused_subscriptions
 FROM countries AS c
 CROSS JOIN LATERAL (
-    VALUES
-    ('total', 'total'),
-    ('country', coalesce(c.country, 'unknown')),
-    ('currency', c.currency)
-) AS k (kind, segment)
+    SELECT
+'total' AS kind,
+'total' AS segment
+    UNION ALL
+    SELECT
+'country' AS kind,
+coalesce(c.country, 'unknown') AS segment
+    UNION ALL
+    SELECT
+'currency' AS kind,
+c.currency AS segment
+) AS k
 WHERE k.kind = any(cast(:kinds AS text []))
 GROUP BY c.period, k.kind, k.segment, c.currency;
 
@@ -87,19 +94,8 @@ INSERT INTO metric_segment_changes (
     period, kind, segment, currency, run_change, new, reactivation, expansion, contraction, churn, paused, resumed, transfer,
     customers, paying_customers, subscriptions, paused_subscriptions
 )
-WITH changes AS (
-    SELECT
-        a.*,
-        -- Of the rest, paused and resumed only one is not 0.
-        CASE WHEN a.paused <> 0 THEN 'paused' WHEN a.resumed <> 0 THEN 'resumed' ELSE a.movement END AS class,
-        a.kind_before <> 'out' AND a.kind_after <> 'out'
-        AND (a.plan_before <> a.plan_after OR a.frequency_before <> a.frequency_after) AS moves
-    FROM metric_alone AS a
-    INNER JOIN metric_periods AS p ON a.period = p.period
-),
-
 -- Who moves leaves one segment and enters another: the class goes to the one that moved its way, the rest is transfer.
-placed AS (
+WITH placed AS (
     SELECT
         c.period,
         c.currency,
@@ -113,39 +109,46 @@ placed AS (
         cast(c.run_after > 0 AS integer) - cast(c.run_before > 0 AS integer) AS paying_customers,
         cast(c.kind_after = 'counted' AS integer) - cast(c.kind_before = 'counted' AS integer) AS subscriptions,
         cast(c.kind_after = 'paused' AS integer) - cast(c.kind_before = 'paused' AS integer) AS paused_subscriptions
-    FROM changes AS c
+    FROM metric_alone AS c
+    INNER JOIN metric_periods AS p ON c.period = p.period
     WHERE NOT c.moves
     UNION ALL
     SELECT
         c.period,
         c.currency,
         c.country,
-        c.plan_before AS plan,
-        c.frequency_before AS payment_frequency,
+        s.plan,
+        s.payment_frequency,
         c.class,
-        least(c.rest, 0) + c.paused AS amount,
-        -c.run_before - c.paused - least(c.rest, 0) AS transfer,
-        -cast(c.with_before AS integer) AS customers,
-        -cast(c.run_before > 0 AS integer) AS paying_customers,
-        -cast(c.kind_before = 'counted' AS integer) AS subscriptions,
-        -cast(c.kind_before = 'paused' AS integer) AS paused_subscriptions
-    FROM changes AS c
-    WHERE c.moves
-    UNION ALL
-    SELECT
-        c.period,
-        c.currency,
-        c.country,
-        c.plan_after AS plan,
-        c.frequency_after AS payment_frequency,
-        c.class,
-        greatest(c.rest, 0) + c.resumed AS amount,
-        c.run_after - c.resumed - greatest(c.rest, 0) AS transfer,
-        cast(c.with_after AS integer) AS customers,
-        cast(c.run_after > 0 AS integer) AS paying_customers,
-        cast(c.kind_after = 'counted' AS integer) AS subscriptions,
-        cast(c.kind_after = 'paused' AS integer) AS paused_subscriptions
-    FROM changes AS c
+        s.amount,
+        s.transfer,
+        s.sign * cast(s.with_us AS integer) AS customers,
+        s.sign * cast(s.run > 0 AS integer) AS paying_customers,
+        s.sign * cast(s.kind = 'counted' AS integer) AS subscriptions,
+        s.sign * cast(s.kind = 'paused' AS integer) AS paused_subscriptions
+    FROM metric_alone AS c
+    INNER JOIN metric_periods AS p ON c.period = p.period
+    CROSS JOIN LATERAL (
+        SELECT
+            -1 AS sign,
+            c.plan_before AS plan,
+            c.frequency_before AS payment_frequency,
+            c.kind_before AS kind,
+            c.with_before AS with_us,
+            c.run_before AS run,
+            least(c.rest, 0) + c.paused AS amount,
+            -c.run_before - c.paused - least(c.rest, 0) AS transfer
+        UNION ALL
+        SELECT
+            1 AS sign,
+            c.plan_after AS plan,
+            c.frequency_after AS payment_frequency,
+            c.kind_after AS kind,
+            c.with_after AS with_us,
+            c.run_after AS run,
+            greatest(c.rest, 0) + c.resumed AS amount,
+            c.run_after - c.resumed - greatest(c.rest, 0) AS transfer
+    ) AS s
     WHERE c.moves
 ),
 
@@ -192,65 +195,117 @@ SELECT
     sum(a.paused_subscriptions) AS paused_subscriptions
 FROM added AS a
 CROSS JOIN LATERAL (
-    VALUES
-    (3, 'plan', a.plan),
-    (5, 'payment_frequency', a.payment_frequency),
-    (6, 'country', coalesce(a.country, 'unknown')),
-    (6, 'currency', a.currency),
-    (6, 'total', 'total')
-) AS k (absent, kind, segment)
-WHERE a.absent = k.absent AND k.kind = any(cast(:kinds AS text []))
+    SELECT
+'plan' AS kind,
+a.plan AS segment WHERE a.absent = 3
+    UNION ALL
+    SELECT
+'payment_frequency' AS kind,
+a.payment_frequency AS segment WHERE a.absent = 5
+    UNION ALL
+    SELECT
+'country' AS kind,
+coalesce(a.country, 'unknown') AS segment WHERE a.absent = 6
+    UNION ALL
+    SELECT
+'currency' AS kind,
+a.currency AS segment WHERE a.absent = 6
+    UNION ALL
+    SELECT
+'total' AS kind,
+'total' AS segment WHERE a.absent = 6
+) AS k
+WHERE k.kind = any(cast(:kinds AS text []))
 GROUP BY a.period, k.kind, k.segment, a.currency;
 
--- name: insert_allotted_changes(kinds)!
--- description: The changes by plan and payment frequency of customers with several subscriptions, who may be in many at once.
+-- name: insert_lone_changes(kinds)!
+-- description: By plan and payment frequency, the changes of customers with several subscriptions of whom one changed and stayed.
+-- That one takes all of the customer's change. How many customers are in the segment then: insert_present_customers.
 INSERT INTO metric_segment_changes (
     period, kind, segment, currency, run_change, new, reactivation, expansion, contraction, churn, paused, resumed, transfer,
     customers, paying_customers, subscriptions, paused_subscriptions
 )
-WITH sides AS (
+SELECT
+    c.period,
+    k.kind,
+    k.segment,
+    c.currency,
+    sum(c.run_after - c.run_before) AS run_change,
+    coalesce(sum(c.rest) FILTER (WHERE c.movement = 'new'), 0) AS new,
+    coalesce(sum(c.rest) FILTER (WHERE c.movement = 'reactivation'), 0) AS reactivation,
+    coalesce(sum(c.rest) FILTER (WHERE c.movement = 'expansion'), 0) AS expansion,
+    coalesce(sum(c.rest) FILTER (WHERE c.movement = 'contraction'), 0) AS contraction,
+    coalesce(sum(c.rest) FILTER (WHERE c.movement = 'churn'), 0) AS churn,
+    sum(c.paused) AS paused,
+    sum(c.resumed) AS resumed,
+    0 AS transfer,
+    0 AS customers,
+    0 AS paying_customers,
+    sum(c.subscriptions) AS subscriptions,
+    sum(c.paused_subscriptions) AS paused_subscriptions
+FROM metric_several AS c
+INNER JOIN metric_periods AS p ON c.period = p.period
+CROSS JOIN LATERAL (
+    SELECT
+'plan' AS kind,
+c.plan AS segment
+    UNION ALL
+    SELECT
+'payment_frequency' AS kind,
+c.payment_frequency AS segment
+) AS k
+WHERE NOT c.spread AND k.kind = any(cast(:kinds AS text []))
+GROUP BY c.period, k.kind, k.segment, c.currency;
+
+-- name: insert_present_customers(kinds)!
+-- description: By plan and payment frequency, how many customers with several subscriptions come and go in each segment.
+INSERT INTO metric_segment_changes (
+    period, kind, segment, currency, run_change, new, reactivation, expansion, contraction, churn, paused, resumed, transfer,
+    customers, paying_customers, subscriptions, paused_subscriptions
+)
+WITH net AS (
     SELECT
         c.customer_id,
+        k.kind,
+        s.segment,
         c.period,
         c.currency,
-        s.*
+        cast(sum(s.run) AS bigint) AS run,
+        cast(sum(s.paused_run) AS bigint) AS paused_run
     FROM metric_changes AS c
     CROSS JOIN LATERAL (
-        VALUES
-        (
-            c.kind_before, c.plan_before, c.frequency_before, -c.run_before, -c.paused_before,
-            CASE WHEN c.kind_before = 'counted' AND c.kind_after = 'paused' THEN -c.run_before ELSE 0 END, 0, -1
-        ),
-        (
-            c.kind_after, c.plan_after, c.frequency_after, c.run_after, c.paused_after,
-            0, CASE WHEN c.kind_before = 'paused' AND c.kind_after = 'counted' THEN c.run_after ELSE 0 END, 1
-        )
-    ) AS s (state, plan, payment_frequency, run, paused_run, paused, resumed, sign)
-    WHERE NOT c.alone AND s.state <> 'out'
-        AND c.customer_id IN (
-            SELECT m.customer_id
-            FROM metric_several AS m
-            INNER JOIN metric_periods AS p ON m.period = p.period
-        )
-),
-
-net AS (
-    SELECT
-        s.customer_id,
-        s.period,
-        s.currency,
-        k.kind,
-        k.segment,
-        cast(sum(s.run) AS bigint) AS run,
-        cast(sum(s.paused_run) AS bigint) AS paused_run,
-        cast(sum(s.paused) AS bigint) AS paused,
-        cast(sum(s.resumed) AS bigint) AS resumed,
-        coalesce(sum(s.sign) FILTER (WHERE s.state = 'counted'), 0) AS subscriptions,
-        coalesce(sum(s.sign) FILTER (WHERE s.state = 'paused'), 0) AS paused_subscriptions
-    FROM sides AS s
-    CROSS JOIN LATERAL (VALUES ('plan', s.plan), ('payment_frequency', s.payment_frequency)) AS k (kind, segment)
-    WHERE k.kind = any(cast(:kinds AS text []))
-    GROUP BY s.customer_id, s.period, s.currency, k.kind, k.segment
+        SELECT
+'plan' AS kind,
+c.plan_before AS left_segment,
+c.plan_after AS segment
+        UNION ALL
+        SELECT
+'payment_frequency' AS kind,
+c.frequency_before AS left_segment,
+c.frequency_after AS segment
+    ) AS k
+    -- What stays in its segment is one row; what is out is none.
+    CROSS JOIN LATERAL (
+        SELECT
+            k.segment,
+            c.run_after - c.run_before AS run,
+            c.paused_after - c.paused_before AS paused_run
+        WHERE c.kind_before <> 'out' AND c.kind_after <> 'out' AND k.left_segment = k.segment
+        UNION ALL
+        SELECT
+            k.left_segment AS segment,
+            -c.run_before AS run,
+            -c.paused_before AS paused_run
+        WHERE c.kind_before <> 'out' AND (c.kind_after = 'out' OR k.left_segment <> k.segment)
+        UNION ALL
+        SELECT
+            k.segment,
+            c.run_after AS run,
+            c.paused_after AS paused_run
+        WHERE c.kind_after <> 'out' AND (c.kind_before = 'out' OR k.left_segment <> k.segment)
+    ) AS s
+    WHERE NOT c.alone AND k.kind = any(cast(:kinds AS text []))
+    GROUP BY c.customer_id, k.kind, s.segment, c.period, c.currency
 ),
 
 levels AS (
@@ -264,39 +319,136 @@ levels AS (
     )
 ),
 
-classed AS (
+counts AS (
     SELECT
-        l.customer_id,
         l.period,
-        l.currency,
         l.kind,
         l.segment,
-        l.run,
-        l.subscriptions,
-        l.paused_subscriptions,
-        c.movement,
-        c.spread,
-        c.rest AS customer_rest,
-        CASE WHEN c.splits THEN l.paused ELSE 0 END AS paused,
-        CASE WHEN c.splits THEN l.resumed ELSE 0 END AS resumed,
-        l.run - CASE WHEN c.splits THEN l.paused + l.resumed ELSE 0 END AS rest,
+        l.currency,
         cast(l.run_after > 0 OR l.paused_after > 0 AS integer)
         - cast(l.run_after - l.run > 0 OR l.paused_after - l.paused_run > 0 AS integer) AS customers,
         cast(l.run_after > 0 AS integer) - cast(l.run_after - l.run > 0 AS integer) AS paying_customers
     FROM levels AS l
-    INNER JOIN metric_periods AS p ON l.period = p.period
-    INNER JOIN metric_several AS c ON l.customer_id = c.customer_id AND l.period = c.period
+)
+
+SELECT
+    c.period,
+    c.kind,
+    c.segment,
+    c.currency,
+    0 AS run_change,
+    0 AS new,
+    0 AS reactivation,
+    0 AS expansion,
+    0 AS contraction,
+    0 AS churn,
+    0 AS paused,
+    0 AS resumed,
+    0 AS transfer,
+    sum(c.customers) AS customers,
+    sum(c.paying_customers) AS paying_customers,
+    0 AS subscriptions,
+    0 AS paused_subscriptions
+FROM counts AS c
+INNER JOIN metric_periods AS p ON c.period = p.period
+WHERE c.customers <> 0 OR c.paying_customers <> 0
+GROUP BY c.period, c.kind, c.segment, c.currency;
+
+-- name: insert_allotted_changes(kinds)!
+-- description: The other such changes: of several subscriptions at once, or from one segment to another.
+INSERT INTO metric_segment_changes (
+    period, kind, segment, currency, run_change, new, reactivation, expansion, contraction, churn, paused, resumed, transfer,
+    customers, paying_customers, subscriptions, paused_subscriptions
+)
+WITH sides AS (
+    SELECT
+        m.customer_id,
+        m.period,
+        m.currency,
+        m.movement,
+        m.splits,
+        m.rest AS customer_rest,
+        s.state,
+        s.plan,
+        s.payment_frequency,
+        s.run,
+        s.paused,
+        s.resumed,
+        s.sign
+    FROM metric_several AS m
+    INNER JOIN metric_periods AS p ON m.period = p.period
+    INNER JOIN metric_changes AS c ON m.customer_id = c.customer_id AND m.period = c.period
+    CROSS JOIN LATERAL (
+        SELECT
+            c.kind_before AS state,
+            c.plan_before AS plan,
+            c.frequency_before AS payment_frequency,
+            -c.run_before AS run,
+            CASE WHEN c.kind_before = 'counted' AND c.kind_after = 'paused' THEN -c.run_before ELSE 0 END AS paused,
+            0 AS resumed,
+            -1 AS sign
+        UNION ALL
+        SELECT
+            c.kind_after AS state,
+            c.plan_after AS plan,
+            c.frequency_after AS payment_frequency,
+            c.run_after AS run,
+            0 AS paused,
+            CASE WHEN c.kind_before = 'paused' AND c.kind_after = 'counted' THEN c.run_after ELSE 0 END AS resumed,
+            1 AS sign
+    ) AS s
+    WHERE m.spread AND s.state <> 'out'
 ),
 
--- The class goes to the segments that moved its way, the largest first; what is left has only changed segments. Where one
--- subscription changed and stayed in its segments, they take all of it.
-queued AS (
+net AS (
     SELECT
-        c.*,
-        0 AS ahead
-    FROM classed AS c
-    WHERE NOT c.spread
-    UNION ALL
+        s.customer_id,
+        s.period,
+        s.currency,
+        s.movement,
+        s.splits,
+        s.customer_rest,
+        k.kind,
+        k.segment,
+        cast(sum(s.run) AS bigint) AS run,
+        cast(sum(s.paused) AS bigint) AS paused,
+        cast(sum(s.resumed) AS bigint) AS resumed,
+        coalesce(sum(s.sign) FILTER (WHERE s.state = 'counted'), 0) AS subscriptions,
+        coalesce(sum(s.sign) FILTER (WHERE s.state = 'paused'), 0) AS paused_subscriptions
+    FROM sides AS s
+    CROSS JOIN LATERAL (
+        SELECT
+'plan' AS kind,
+s.plan AS segment
+        UNION ALL
+        SELECT
+'payment_frequency' AS kind,
+s.payment_frequency AS segment
+    ) AS k
+    WHERE k.kind = any(cast(:kinds AS text []))
+    GROUP BY s.customer_id, s.period, s.currency, s.movement, s.splits, s.customer_rest, k.kind, k.segment
+),
+
+classed AS (
+    SELECT
+        n.customer_id,
+        n.period,
+        n.currency,
+        n.kind,
+        n.segment,
+        n.run,
+        n.subscriptions,
+        n.paused_subscriptions,
+        n.movement,
+        n.customer_rest,
+        CASE WHEN n.splits THEN n.paused ELSE 0 END AS paused,
+        CASE WHEN n.splits THEN n.resumed ELSE 0 END AS resumed,
+        n.run - CASE WHEN n.splits THEN n.paused + n.resumed ELSE 0 END AS rest
+    FROM net AS n
+),
+
+-- The class goes to the segments that moved its way, the largest first; what is left has only changed segments.
+queued AS (
     SELECT
         c.*,
         coalesce(
@@ -307,7 +459,6 @@ queued AS (
             0
         ) AS ahead
     FROM classed AS c
-    WHERE c.spread
 ),
 
 allotted AS (
@@ -334,8 +485,8 @@ SELECT
     sum(a.paused) AS paused,
     sum(a.resumed) AS resumed,
     sum(a.rest - a.amount) AS transfer,
-    sum(a.customers) AS customers,
-    sum(a.paying_customers) AS paying_customers,
+    0 AS customers,
+    0 AS paying_customers,
     sum(a.subscriptions) AS subscriptions,
     sum(a.paused_subscriptions) AS paused_subscriptions
 FROM allotted AS a

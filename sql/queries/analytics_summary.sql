@@ -28,14 +28,30 @@ customers AS (
         count(*) FILTER (WHERE NOT v.counted) AS paused_subscriptions
     FROM valid AS v
     CROSS JOIN LATERAL (
-        VALUES
-        ('total', 'total'),
-        ('plan', v.plan),
-        ('payment_frequency', v.payment_frequency),
-        ('country', coalesce(v.country, 'unknown')),
-        ('currency', v.currency),
-        ('customer', cast(v.customer_id AS text))
-    ) AS k (kind, segment)
+        SELECT
+'total' AS kind,
+'total' AS segment
+        UNION ALL
+        SELECT
+'plan' AS kind,
+v.plan AS segment
+        UNION ALL
+        SELECT
+'payment_frequency' AS kind,
+v.payment_frequency AS segment
+        UNION ALL
+        SELECT
+'country' AS kind,
+coalesce(v.country, 'unknown') AS segment
+        UNION ALL
+        SELECT
+'currency' AS kind,
+v.currency AS segment
+        UNION ALL
+        SELECT
+'customer' AS kind,
+cast(v.customer_id AS text) AS segment
+    ) AS k
     WHERE k.kind = any(cast(:kinds AS text []))
     GROUP BY v.customer_id, v.currency, k.kind, k.segment
 )

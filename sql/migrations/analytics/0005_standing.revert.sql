@@ -1,0 +1,3 @@
+-- squawk-ignore-file ban-drop-type
+-- No stored row is of this type.
+DROP TYPE analytics.standing;
