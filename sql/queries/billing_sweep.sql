@@ -80,7 +80,9 @@ changed AS (
     UPDATE billing.subscriptions AS s
     SET
         status = CASE WHEN due.kind = 'payment_failure' THEN 'past_due' ELSE 'paused' END,
-        version = s.version + 1, changed_at = due.starts_at, change_reason = 'pause sweep: ' || due.kind
+        version = s.version + 1, change_reason = 'pause sweep: ' || due.kind,
+        -- After an outage a payment can have failed since the pause was due; history, read by its times, must end paused.
+        changed_at = CASE WHEN s.status = 'past_due' THEN greatest(due.starts_at, s.changed_at) ELSE due.starts_at END
     FROM due
     WHERE
         s.subscription_id = due.subscription_id
@@ -215,7 +217,8 @@ changed AS (
     UPDATE billing.subscriptions AS s
     SET
         status = CASE WHEN planned.kind = 'payment_failure' THEN 'suspended' ELSE 'active' END,
-        version = s.version + 1, changed_at = planned.ends_at,
+        version = s.version + 1,
+        changed_at = CASE WHEN :quiet THEN greatest(planned.ends_at, s.changed_at) ELSE planned.ends_at END,
         change_reason = 'pause sweep: ' || planned.kind || ' ended',
         next_payment_at = planned.resumed_payment_at,
         -- Dates to come are counted from the one that was moved, or the next period would be shorter by the pause.

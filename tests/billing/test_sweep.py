@@ -11,7 +11,15 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from flexpay_pipelines.billing import SweepPlan, SweepPolicy, pauses_by_hour, plan_sweep, set_feature, sweep_pauses
+from flexpay_pipelines.billing import (
+    SweepPlan,
+    SweepPolicy,
+    apply_payment_outcomes,
+    pauses_by_hour,
+    plan_sweep,
+    set_feature,
+    sweep_pauses,
+)
 from flexpay_pipelines.database import Connection, opened
 from flexpay_pipelines.sql import MIGRATIONS_ROOT, queries
 from tests.billing.helpers import (
@@ -67,6 +75,22 @@ def test_a_payment_that_stripe_had_not_come_to_before_the_pause_moves_as_well(bi
     assert commands(billing)[1] == ("resume", resumed)
     row = subscription(billing)
     assert row["next_payment_at"] == (due if tried else moved)
+
+
+@pytest.mark.parametrize("length", [30 * timedelta(minutes=1), 30 * DAY])
+def test_a_pause_begun_after_a_later_failure_became_known_is_the_end_of_history(
+    billing: Connection, length: timedelta
+) -> None:
+    make_company(billing, next_payment_at=NOON)
+    starts, failed = NOON - HOUR, NOON
+    add_pause(billing, "s1", starts, starts + length, kind="admin")
+    apply_payment_outcomes(
+        billing, [add_payment(billing, "s1", failed, "failed")], clock=clock_at(NOON + DAY), grace_days=7
+    )
+    sweep(billing, NOON + DAY)
+    now = subscription(billing)["status"]
+    last = sorted(events(billing), key=lambda one: one[1])[-1]
+    assert (now, last) == (("paused", ("paused", failed)) if length > DAY else ("active", ("resumed", failed)))
 
 
 def test_a_payment_that_may_be_under_way_is_not_asked_for_again(billing: Connection) -> None:
