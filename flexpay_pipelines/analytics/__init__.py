@@ -16,6 +16,7 @@ from flexpay_pipelines.analytics.churn_checks import ChurnModel, Judgement, cali
 from flexpay_pipelines.analytics.churn_risk import ChurnRisk, refresh_churn_risk
 from flexpay_pipelines.analytics.churn_shown import calibration_svg, comparison, lift_svg, weights_in_words
 from flexpay_pipelines.analytics.datasets import DATASETS
+from flexpay_pipelines.analytics.days import day_of, use_time_zone
 from flexpay_pipelines.analytics.expectations import expected_figures, unexpected
 from flexpay_pipelines.analytics.export import FORMATS, export_dataset
 from flexpay_pipelines.analytics.figures import SEGMENTS, churn, cohorts, movements, summary
@@ -33,6 +34,7 @@ from flexpay_pipelines.analytics.policy import DEFINITION, GRAINS, STRIPE_DEFINI
 from flexpay_pipelines.analytics.refresh import RefreshResult, refresh
 from flexpay_pipelines.analytics.report import ReportFiles, daily_report, trend_svg
 from flexpay_pipelines.analytics.report_balances import balance_svg, failure_svg
+from flexpay_pipelines.analytics.restatements import Restatement, restatements
 from flexpay_pipelines.analytics.stored import key_figures
 from flexpay_pipelines.analytics.stored_balances import (
     BalanceResult,
@@ -56,6 +58,7 @@ __all__ = [
     "MetricPolicy",
     "RefreshResult",
     "ReportFiles",
+    "Restatement",
     "balance_breaks",
     "balance_svg",
     "calibration",
@@ -65,6 +68,7 @@ __all__ = [
     "cohorts",
     "comparison",
     "daily_report",
+    "day_of",
     "deferred_revenue",
     "drift",
     "dunning",
@@ -89,11 +93,13 @@ __all__ = [
     "refresh",
     "refresh_balances",
     "refresh_churn_risk",
+    "restatements",
     "rewards_deployed",
     "rewards_liability",
     "stored_balances",
     "summary",
     "trend_svg",
     "unexpected",
+    "use_time_zone",
     "weights_in_words",
 ]

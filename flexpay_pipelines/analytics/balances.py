@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import date, datetime, timedelta
 from typing import Any
 
+from flexpay_pipelines.analytics.days import midnight
 from flexpay_pipelines.analytics.policy import Grain, MetricPolicy, Span, span
 from flexpay_pipelines.analytics.workspace import ledger_workspace
 from flexpay_pipelines.database import Connection
@@ -80,7 +81,12 @@ def deferred_rows(connection: Connection, periods: Span, known_at: datetime | No
     """`deferred_revenue` of periods that were checked, from the intervals of the workspace that is open."""
     named = queries("analytics_deferred")
     with _temporary(connection):
-        named.insert_billed_periods(connection, since=periods.since, until=periods.until, known_at=known_at)
+        named.insert_billed_periods(
+            connection,
+            since=midnight(connection, periods.since),
+            until=midnight(connection, periods.until),
+            known_at=known_at,
+        )
         _statistics(connection, "metric_billed")
         named.insert_service_stretches(connection)
         _statistics(connection, "metric_service")

@@ -14,7 +14,7 @@ from datetime import date, timedelta
 from typing import TYPE_CHECKING, Any
 
 from flexpay_pipelines.analytics.churn_terms import HORIZON_DAYS, TERMS
-from flexpay_pipelines.analytics.policy import midnight
+from flexpay_pipelines.analytics.days import day_of, midnight
 from flexpay_pipelines.database import Connection
 from flexpay_pipelines.sql import queries
 
@@ -84,7 +84,7 @@ def snapshots(day: date, first: date) -> Snapshots:
 def first_day(connection: Connection) -> date | None:
     """Since when the company has customers; None while it has none."""
     first = queries("analytics_features").first_counted(connection)
-    return None if first is None else first.date()
+    return None if first is None else day_of(connection, first)
 
 
 @contextmanager
@@ -110,7 +110,7 @@ def read_history(
     named = queries("analytics_features")
     _copy_sample(connection, sample)
     for day in chosen.all:
-        at = midnight(day + timedelta(days=1))
+        at = midnight(connection, day + timedelta(days=1))
         named.forget_late(connection)
         if named.find_late(connection, at=at):
             queries("analytics_intervals").insert_repeated(connection)
@@ -145,7 +145,7 @@ def _insert(connection: Connection, day: date, paused_churn_days: int | None) ->
     queries("analytics_features").insert_features(
         connection,
         day=day,
-        at=midnight(day + timedelta(days=1)),
+        at=midnight(connection, day + timedelta(days=1)),
         horizon_days=HORIZON_DAYS,
         paused_churn_days=paused_churn_days,
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from flexpay_pipelines.analytics import balances, figures, payment_figures
+from flexpay_pipelines.analytics import balances, figures, payment_figures, restatements
 from flexpay_pipelines.analytics.policy import MetricPolicy, Span
 from flexpay_pipelines.database import Connection
 
@@ -102,6 +102,10 @@ def _cohorts(connection: Connection, ask: Request) -> list[dict[str, Any]]:
     )
 
 
+def _restatements(connection: Connection, ask: Request) -> Iterator[dict[str, Any]]:
+    return restatements.iterate_restatements(connection, ask.periods, known_at=ask.known_at)
+
+
 def _plain(figure: Callable[..., list[dict[str, Any]]]) -> Callable[[Connection, Request], list[dict[str, Any]]]:
     """A figure that is asked for by its periods and what was known."""
 
@@ -190,5 +194,12 @@ DATASETS: Mapping[str, Dataset] = {
         | dict.fromkeys(("up_to_30_days", "up_to_90_days", "longer"), "minor"),
         _plain(balances.paused_revenue),
         converts=False,
+    ),
+    "restatements": Dataset(
+        dict.fromkeys(("period", "restated_at", "segment_kind", "segment", "currency", "figure"), "text")
+        | {"before": "minor", "after": "minor", "events": "int", "moved_customers": "int", "first_events": "text"},
+        _restatements,
+        converts=False,
+        grains=("day",),
     ),
 }

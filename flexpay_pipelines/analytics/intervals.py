@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from typing import Any
 
 from flexpay_pipelines.analytics.bulk import first_rows_of
+from flexpay_pipelines.analytics.days import day_of
 from flexpay_pipelines.analytics.policy import Span
 from flexpay_pipelines.analytics.stored_cohorts import take_out
 from flexpay_pipelines.analytics.workspace import Workspace
@@ -95,7 +96,7 @@ def _replay_touched(work: Workspace, asked: Span, progress: Callable[[str], None
     progress(f"Replaying the history of {touched['subscriptions']} subscriptions that have new events.")
     cohorts = None
     if touched["subscriptions"]:
-        cohorts = take_out(work, asked, touched["since"].astimezone(UTC).date())
+        cohorts = take_out(work, asked, day_of(connection, touched["since"]))
         work.replay(only_touched=True)
         named.insert_fresh(connection)
         connection.execute("ANALYZE pg_temp.metric_fresh")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import date, datetime
 from typing import Any
 
+from flexpay_pipelines.analytics.days import midnight
 from flexpay_pipelines.analytics.policy import Grain, choice, span
 from flexpay_pipelines.database import Connection
 from flexpay_pipelines.sql import queries
@@ -41,7 +42,12 @@ def payments_health(
     choice("segment of payments", by, ATTEMPT_SEGMENTS)
     periods = span(grain, start, end)
     rows = queries("analytics_payments").payment_health_rows(
-        connection, grain=grain, by=by, since=periods.since, until=periods.until, known_at=known_at
+        connection,
+        grain=grain,
+        by=by,
+        since=midnight(connection, periods.since),
+        until=midnight(connection, periods.until),
+        known_at=known_at,
     )
     return [_named(row, by) for row in rows]
 
@@ -71,8 +77,8 @@ def dunning(
         connection,
         grain=grain,
         by=by,
-        since=periods.since,
-        until=periods.until,
+        since=midnight(connection, periods.since),
+        until=midnight(connection, periods.until),
         known_at=known_at,
         patience_days=PATIENCE_DAYS,
     )
@@ -91,8 +97,8 @@ def recovery(connection: Connection, *, start: date, end: date) -> Row | None:
             connection,
             grain="all",
             by="total",
-            since=days.since,
-            until=days.until,
+            since=midnight(connection, days.since),
+            until=midnight(connection, days.until),
             known_at=None,
             patience_days=PATIENCE_DAYS,
         )

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any, Literal
 
-from flexpay_pipelines.analytics.policy import MetricPolicy, Span, midnight
+from flexpay_pipelines.analytics.checks import NAMED
+from flexpay_pipelines.analytics.days import day_of, midnight
+from flexpay_pipelines.analytics.policy import MetricPolicy, Span
 from flexpay_pipelines.analytics.stored import require_stored
 from flexpay_pipelines.analytics.workspace import STORED_KINDS, stored_workspace
 from flexpay_pipelines.database import Connection
 from flexpay_pipelines.sql import queries
 
-NAMED = 50
 MONTHS = 3
 GRACE_DAYS = 21
 # A payment for more than a year at the present price was taken in another unit, or from somebody else.
@@ -78,7 +79,7 @@ def payment_breaks(connection: Connection, *, day: date) -> list[Row]:
     return list(
         queries("analytics_plausible").payment_breaks(
             connection,
-            until=midnight(day + timedelta(days=1)),
+            until=midnight(connection, day + timedelta(days=1)),
             grace_days=GRACE_DAYS,
             factor=MOST_YEARS_PAID,
             named=NAMED,
@@ -114,7 +115,7 @@ def how_fresh(connection: Connection, *, now: datetime) -> Freshness:
     state: Row | None = queries("analytics_plausible").ledger_state(connection)
     if state is None or state["newest_day"] is None:
         return Freshness(None, None, 0, 0, None)
-    behind = max((now.date() - state["newest_day"]).days - 1, 0)
+    behind = max((day_of(connection, now) - state["newest_day"]).days - 1, 0)
     return Freshness(
         state["newest_day"], state["computed_at"], state["unseen_events"], state["overlooked_events"], behind
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from typing import Literal
 
 from flexpay_pipelines.errors import BadInput
@@ -62,19 +62,14 @@ class Span:
         return self.last if self.grain == "day" else next_month(self.last) - timedelta(days=1)
 
     @property
-    def since(self) -> datetime:
-        """The first instant."""
-        return midnight(self.first)
+    def since(self) -> date:
+        """The day with whose midnight they begin."""
+        return self.first
 
     @property
-    def until(self) -> datetime:
-        """The first instant after."""
-        return midnight(self.last_day + timedelta(days=1))
-
-
-def midnight(day: date) -> datetime:
-    """The instant at which a UTC day begins."""
-    return datetime(day.year, day.month, day.day, tzinfo=UTC)
+    def until(self) -> date:
+        """The day with whose midnight they end."""
+        return self.last_day + timedelta(days=1)
 
 
 def next_month(day: date) -> date:

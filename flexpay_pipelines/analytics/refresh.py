@@ -8,11 +8,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 
 from flexpay_pipelines.analytics.bulk import first_rows_of
+from flexpay_pipelines.analytics.days import day_of, time_zone
 from flexpay_pipelines.analytics.intervals import bring_intervals_up_to_date
 from flexpay_pipelines.analytics.policy import DEFINITION, ROLLING_DAYS, STRIPE_DEFINITION, MetricPolicy, Span, span
+from flexpay_pipelines.analytics.restatements import keep_earlier, record_restatement, remember_ledger
 from flexpay_pipelines.analytics.stored_cohorts import keep_cohorts
 from flexpay_pipelines.analytics.workspace import STORED_KINDS, Workspace, lead_in, stored_workspace
 from flexpay_pipelines.clock import Clock
@@ -60,17 +62,20 @@ def refresh(
     began = time.monotonic()
     with advisory_lock(connection, LOCK), stored_workspace(connection, policy) as work:
         _forget_other_policies(connection, policy)
+        ledger = remember_ledger(connection)
         touched = bring_intervals_up_to_date(work, asked, progress)
         wanted = _days(connection, asked, touched.since)
         whole = Span("day", wanted[0], wanted[-1])
         progress(f"Computing {len(wanted)} days, {whole.first} to {whole.last}.")
         base = _compute(connection, work, whole)
+        keep_earlier(connection, ledger, wanted)
         movements, changed = _keep(connection, wanted)
         progress("Computing rates.")
         _keep_rates(connection, work, wanted, base)
         progress("Computing cohorts.")
         keep_cohorts(work, whole, touched)
         restated = [day for day in changed if _is_stored(connection, day)]
+        record_restatement(connection, ledger, restated, clock.now())
         queries("analytics_refresh").keep_snapshots(
             connection,
             days=wanted,
@@ -96,7 +101,8 @@ def _forget_other_policies(connection: Connection, policy: MetricPolicy) -> None
         "paused_churn_days": policy.paused_churn_days,
         "reporting_currency": policy.reporting_currency,
     }
-    if stored is not None and stored != wanted:
+    zone = queries("analytics_windows").stored_time_zone(connection)
+    if stored is not None and (stored != wanted or zone != time_zone(connection).key):
         for table in ("mrr_movements", "mrr_summary", "churn", "churn_amounts", "cohorts"):
             _empty(connection, table)
         named.forget_days(connection)
@@ -113,7 +119,7 @@ def _days(connection: Connection, asked: Span, touched_since: datetime | None) -
     """The days asked for, and the stored ones from the first touched on."""
     days = {asked.first + timedelta(days=n) for n in range((asked.last - asked.first).days + 1)}
     if touched_since is not None:
-        first = touched_since.astimezone(UTC).date()
+        first = day_of(connection, touched_since)
         days |= {row["day"] for row in queries("analytics_refresh").stored_from(connection, day=first)}
     return sorted(days)
 
@@ -136,7 +142,9 @@ def _compute(connection: Connection, work: Workspace, whole: Span) -> date | Non
         queries("analytics_refresh").load_totals(connection, first=earlier.first, last=before)
         return before
     first = queries("analytics_intervals").first_instant(connection)
-    work.choose_customers(None if first is None or earlier.since <= first else earlier.since, earlier.until)
+    work.choose_customers(
+        None if first is None or earlier.since <= day_of(connection, first) else earlier.since, earlier.until
+    )
     work.class_changes("day", earlier.until)
     stored = earlier.first - timedelta(days=1)
     work.summarise(earlier, STORED_KINDS, stored if _is_stored(connection, stored) else None)

@@ -13,6 +13,7 @@ from datetime import date, timedelta
 from typing import Any
 
 from flexpay_pipelines.analytics.balances import deferred_rows, liability_rows, paused_rows, rewards_deployed
+from flexpay_pipelines.analytics.days import time_zone
 from flexpay_pipelines.analytics.policy import MetricPolicy, Span, span
 from flexpay_pipelines.analytics.workspace import stored_workspace
 from flexpay_pipelines.clock import Clock
@@ -56,6 +57,8 @@ def refresh_balances(
     asked = span("day", start, end)
     named = queries("analytics_balances")
     with advisory_lock(connection, "flexpay analytics balances"), connection.transaction():
+        if named.stored_time_zone(connection) not in (None, time_zone(connection).key):
+            named.forget_days(connection)
         rewards = rewards_deployed(connection)
         days = Span("day", _from(connection, asked, rewards), asked.last)
         if days.first < asked.first:

@@ -6,11 +6,12 @@ retention (`figures`).
 
 from __future__ import annotations
 
-from datetime import UTC, date
+from datetime import date
 from typing import TYPE_CHECKING
 
+from flexpay_pipelines.analytics.days import day_of, midnight
 from flexpay_pipelines.analytics.figures import build_cohorts
-from flexpay_pipelines.analytics.policy import Span, midnight, next_month
+from flexpay_pipelines.analytics.policy import Span, next_month
 from flexpay_pipelines.analytics.workspace import Workspace
 from flexpay_pipelines.sql import queries
 
@@ -43,7 +44,7 @@ def keep_cohorts(work: Workspace, whole: Span, touched: Touched) -> None:
     if not touched.subscriptions and whole.first >= last and named.newest_month(connection) == last:
         return
     work.clear()
-    first = whole.first if touched.since is None else min(whole.first, touched.since.astimezone(UTC).date())
+    first = whole.first if touched.since is None else min(whole.first, day_of(connection, touched.since))
     first = min(first, last).replace(day=1)
     base = named.cohort_base(connection, before=first)
     if base is None:
@@ -59,4 +60,5 @@ def keep_cohorts(work: Workspace, whole: Span, touched: Touched) -> None:
 
 
 def _add_standing(work: Workspace, month: date, sign: int) -> None:
-    queries("analytics_cohorts").insert_cohort_standing(work.connection, sign=sign, last=midnight(month), **work.pauses)
+    last = midnight(work.connection, month)
+    queries("analytics_cohorts").insert_cohort_standing(work.connection, sign=sign, last=last, **work.pauses)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 
+from flexpay_pipelines.analytics.days import midnight
+from flexpay_pipelines.analytics.knowledge import restore_countries, use_rates
 from flexpay_pipelines.analytics.policy import Grain, MetricPolicy, Span, previous_month
 from flexpay_pipelines.database import Connection
 from flexpay_pipelines.errors import BadInput
@@ -120,24 +122,27 @@ class Workspace:
         for relation in _OF_ONE_PASS:
             self.connection.execute(sql.SQL("TRUNCATE pg_temp.{}").format(sql.Identifier(relation)))
 
-    def choose_customers(self, since: datetime | None, until: datetime) -> None:
-        """Restrict the pass to customers of whom something changes in [since, until); all where `since` is None."""
+    def choose_customers(self, since: date | None, until: date) -> None:
+        """Restrict the pass to customers of whom something changes on [since, until); all where `since` is None."""
         named = queries("analytics_movements")
         if since is None:
             named.see_every_customer(self.connection)
             return
         named.choose_customers(
-            self.connection, since=since, until=until, paused_churn_days=self.policy.paused_churn_days
+            self.connection,
+            since=midnight(self.connection, since),
+            until=midnight(self.connection, until),
+            paused_churn_days=self.policy.paused_churn_days,
         )
         self._statistics("metric_customers")
         named.see_chosen_customers(self.connection)
 
-    def class_changes(self, grain: Grain, until: datetime) -> None:
+    def class_changes(self, grain: Grain, until: date) -> None:
         """From intervals to classed changes per customer and period, for all of the chosen customers' history."""
         named = queries("analytics_movements")
         named.insert_plural(self.connection)
         self._statistics("metric_plural")
-        named.insert_changes(self.connection, grain=grain, until=until, **self.pauses)
+        named.insert_changes(self.connection, grain=grain, until=midnight(self.connection, until), **self.pauses)
         self._statistics("metric_changes")
         named.insert_several(self.connection)
         self._statistics("metric_several")
@@ -167,7 +172,8 @@ class Workspace:
             segments.insert_present_customers(self.connection, kinds=list(kinds))
             segments.insert_allotted_changes(self.connection, kinds=list(kinds))
         if stored_baseline is None:
-            named.insert_baseline(self.connection, kinds=list(kinds), at=periods.since, **self.pauses)
+            at = midnight(self.connection, periods.since)
+            named.insert_baseline(self.connection, kinds=list(kinds), at=at, **self.pauses)
         else:
             named.insert_stored_baseline(self.connection, kinds=list(kinds), day=stored_baseline)
         self._statistics("metric_segment_changes", "metric_baseline")
@@ -244,10 +250,12 @@ def ledger_workspace(connection: Connection, policy: MetricPolicy, known_at: dat
     """A workspace over intervals replayed from the ledger, as it was known at `known_at` (None: now)."""
     with connection.transaction():
         _create(connection)
+        use_rates(connection, known_at)
         connection.execute("CREATE TEMP TABLE metric_intervals (LIKE analytics.run_rate_intervals) ON COMMIT DROP")
         workspace = Workspace(connection, policy)
         workspace.replay(known_at=known_at)
         queries("analytics_intervals").insert_intervals(connection)
+        restore_countries(connection, known_at)
         workspace._statistics("metric_intervals")
         yield workspace
         _drop(connection, "metric_intervals")
@@ -258,6 +266,7 @@ def stored_workspace(connection: Connection, policy: MetricPolicy) -> Iterator[W
     """A workspace over the stored intervals."""
     with connection.transaction():
         _create(connection)
+        use_rates(connection, None)
         connection.execute("CREATE TEMP VIEW metric_intervals AS SELECT * FROM analytics.run_rate_intervals")
         yield Workspace(connection, policy)
         _drop(connection)
@@ -271,7 +280,7 @@ def _create(connection: Connection) -> None:
     connection.execute(
         "SELECT set_config('work_mem', '256MB', true), set_config('maintenance_work_mem', '256MB', true),"
         # What is joined sideways is two or three rows made of the row at hand: cheaper made anew than looked up.
-        " set_config('timezone', 'UTC', true), set_config('enable_memoize', 'off', true)"
+        " set_config('enable_memoize', 'off', true)"
     )
     tables = [
         sql.SQL("CREATE TEMP TABLE {} ({}) ON COMMIT DROP").format(sql.Identifier(name), sql.SQL(columns))
@@ -291,7 +300,7 @@ def _drop(connection: Connection, *others: str) -> None:
     names = [sql.Identifier("pg_temp", name) for name in (*others, *_TABLES)]
     connection.execute(
         "DROP VIEW IF EXISTS pg_temp.metric_chosen, pg_temp.metric_replayed, pg_temp.metric_events,"
-        " pg_temp.metric_ledger"
+        " pg_temp.metric_ledger, pg_temp.metric_fx_rates"
     )
     connection.execute("DROP TABLE IF EXISTS pg_temp.metric_repeated")
     connection.execute(sql.SQL("DROP TABLE {} CASCADE").format(sql.SQL(", ").join(names)))

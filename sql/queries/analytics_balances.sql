@@ -139,6 +139,26 @@ FROM generate_series(cast(:first AS timestamp), cast(:last AS timestamp), '1 day
 WHERE d.at >= :asked OR EXISTS (SELECT 1 FROM analytics.balance_days AS b WHERE b.day = d.at)
 ON CONFLICT (day) DO UPDATE SET computed_at = excluded.computed_at;
 
+-- name: stored_time_zone()$
+-- description: The time zone of the stored days; null where none are stored.
+SELECT max(time_zone) AS time_zone FROM analytics.balance_days;
+
+-- name: forget_days()!
+-- description: Drops every stored balance: in another time zone none of the days stands.
+WITH liability AS (
+    DELETE FROM analytics.rewards_liability
+),
+
+deferred AS (
+    DELETE FROM analytics.deferred_revenue
+),
+
+paused AS (
+    DELETE FROM analytics.paused_revenue
+)
+
+DELETE FROM analytics.balance_days;
+
 -- name: stored_days(first, last)
 -- description: Which of these days are stored.
 SELECT day FROM analytics.balance_days WHERE day BETWEEN :first AND :last;
@@ -165,7 +185,7 @@ late AS (
     WHERE e.occurred_at < :before AND e.recorded_at >= k.until
 )
 
-SELECT min(cast(l.occurred_at AT TIME ZONE 'UTC' AS date)) AS day FROM late AS l;
+SELECT min(cast(l.occurred_at AS date)) AS day FROM late AS l;
 
 -- name: first_late_credit_day(before, margin)$
 -- description: The same of reward entries.
@@ -173,7 +193,7 @@ WITH known AS (
     SELECT max(b.computed_at) - :margin AS until FROM analytics.balance_days AS b
 )
 
-SELECT min(cast(r.occurred_at AT TIME ZONE 'UTC' AS date)) AS day
+SELECT min(cast(r.occurred_at AS date)) AS day
 FROM billing.reward_entries AS r
 CROSS JOIN known AS k
 WHERE r.occurred_at < :before AND r.recorded_at >= k.until;

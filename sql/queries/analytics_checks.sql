@@ -1,5 +1,5 @@
--- name: identity_breaks(first, last)
--- description: Stored figures of these days that do not add up; no row is the good answer.
+-- name: identity_breaks(first, last, named)
+-- description: Stored figures of these days that do not add up; no row is the good answer; `total` counts all of them.
 WITH rows AS (
     SELECT s.*
     FROM analytics.mrr_summary AS s
@@ -92,67 +92,77 @@ moved AS (
     FROM analytics.mrr_movements AS m
     WHERE m.day BETWEEN :first AND :last
     GROUP BY m.day, m.currency, m.movement
+),
+
+problems AS (
+    SELECT
+        day,
+        'end is not start plus movements' AS problem,
+        segment_kind,
+        segment,
+        currency,
+        'end' AS figure,
+        cast(reached_minor AS numeric) AS expected,
+        cast(end_minor AS numeric) AS found
+    FROM sums
+    WHERE end_minor <> reached_minor
+    UNION ALL
+    SELECT
+        day,
+        'start is not the end of the day before' AS problem,
+        segment_kind,
+        segment,
+        currency,
+        'start' AS figure,
+        before_minor AS expected,
+        start_minor AS found
+    FROM chained
+    WHERE start_minor <> before_minor
+    UNION ALL
+    SELECT
+        p.day,
+        'segments do not sum to the total' AS problem,
+        p.segment_kind,
+        'all' AS segment,
+        p.currency,
+        p.figure,
+        coalesce(t.amount, 0) AS expected,
+        p.amount AS found
+    FROM parts AS p
+    LEFT JOIN totals AS t ON p.day = t.day AND p.currency = t.currency AND p.figure = t.figure
+    WHERE p.amount <> CASE WHEN p.figure = 'transfer' THEN 0 ELSE coalesce(t.amount, 0) END
+    UNION ALL
+    SELECT
+        coalesce(m.day, t.day) AS day,
+        'movements of customers do not sum to the total' AS problem,
+        'total' AS segment_kind,
+        'total' AS segment,
+        coalesce(m.currency, t.currency) AS currency,
+        coalesce(m.figure, t.figure) AS figure,
+        coalesce(m.amount, 0) AS expected,
+        coalesce(t.amount, 0) AS found
+    FROM moved AS m
+    FULL JOIN classes AS t ON m.day = t.day AND m.currency = t.currency AND m.figure = t.figure
+    WHERE coalesce(m.amount, 0) <> coalesce(t.amount, 0)
 )
 
 SELECT
-    day,
-    'end is not start plus movements' AS problem,
-    segment_kind,
-    segment,
-    currency,
-    'end' AS figure,
-    cast(reached_minor AS numeric) AS expected,
-    cast(end_minor AS numeric) AS found
-FROM sums
-WHERE end_minor <> reached_minor
-UNION ALL
-SELECT
-    day,
-    'start is not the end of the day before' AS problem,
-    segment_kind,
-    segment,
-    currency,
-    'start' AS figure,
-    before_minor AS expected,
-    start_minor AS found
-FROM chained
-WHERE start_minor <> before_minor
-UNION ALL
-SELECT
-    p.day,
-    'segments do not sum to the total' AS problem,
-    p.segment_kind,
-    'all' AS segment,
-    p.currency,
-    p.figure,
-    coalesce(t.amount, 0) AS expected,
-    p.amount AS found
-FROM parts AS p
-LEFT JOIN totals AS t ON p.day = t.day AND p.currency = t.currency AND p.figure = t.figure
-WHERE p.amount <> CASE WHEN p.figure = 'transfer' THEN 0 ELSE coalesce(t.amount, 0) END
-UNION ALL
-SELECT
-    coalesce(m.day, t.day) AS day,
-    'movements of customers do not sum to the total' AS problem,
-    'total' AS segment_kind,
-    'total' AS segment,
-    coalesce(m.currency, t.currency) AS currency,
-    coalesce(m.figure, t.figure) AS figure,
-    coalesce(m.amount, 0) AS expected,
-    coalesce(t.amount, 0) AS found
-FROM moved AS m
-FULL JOIN classes AS t ON m.day = t.day AND m.currency = t.currency AND m.figure = t.figure
-WHERE coalesce(m.amount, 0) <> coalesce(t.amount, 0)
-ORDER BY day, problem, segment_kind, segment, currency, figure;
+    p.*,
+    count(*) OVER () AS total
+FROM problems AS p
+ORDER BY p.day, p.problem, p.segment_kind, p.segment, p.currency, p.figure
+LIMIT :named;
 
--- name: interval_breaks()
--- description: Stored intervals that leave a gap, overlap, miss an event or end in another state than the subscription has.
+-- name: interval_breaks(named)
+-- description: Intervals with a gap, an overlap, a missing event or a last state unlike the subscription's; `total` counts all.
 WITH ordered AS (
     SELECT
-        i.*,
-        lead(i.valid_from) OVER w AS next_from
+        i.subscription_id,
+        i.customer_id,
+        i.event_id,
+        i.valid_to,
+        lead(i.valid_from) OVER (PARTITION BY i.subscription_id ORDER BY i.valid_from) AS next_from
     FROM analytics.run_rate_intervals AS i
-    WINDOW w AS (PARTITION BY i.subscription_id ORDER BY i.valid_from)
 ),
 
 known AS (
@@ -160,27 +170,38 @@ known AS (
 ),
 
 -- A subscription with events that no refresh has seen yet is not compared.
-settled AS (
-    SELECT
-        s.*,
-        to_jsonb(s) AS described
-    FROM billing.subscriptions AS s
-    WHERE NOT EXISTS (
-        SELECT 1 FROM billing.subscription_events AS e
-        WHERE e.subscription_id = s.subscription_id AND e.event_id > (SELECT k.event_high_water FROM known AS k)
-    )
+unsettled AS MATERIALIZED (
+    SELECT e.subscription_id
+    FROM billing.subscription_events AS e
+    WHERE e.event_id > (SELECT k.event_high_water FROM known AS k)
+),
+
+-- The column belongs to another component, which may be rolled back: then its name means the value beside it, and the ledger
+-- is taken at its word.
+today AS (
+    SELECT t.*
+    FROM (VALUES (cast(NULL AS text))) AS absent (payment_frequency)
+    CROSS JOIN LATERAL ( -- noqa: ST05
+        SELECT
+            b.subscription_id,
+            b.status,
+            b.plan,
+            b.amount_minor * b.quantity AS amount_minor,
+            payment_frequency AS frequency -- noqa: RF02
+        FROM billing.subscriptions AS b
+    ) AS t
 ),
 
 problems AS (
     SELECT
-        subscription_id,
-        customer_id,
-        event_id,
-        CASE WHEN valid_to IS NULL OR valid_to > next_from THEN 'overlap' ELSE 'gap' END AS problem,
-        'valid to ' || coalesce(cast(valid_to AS text), 'no end') || ', next from ' || coalesce(cast(next_from AS text), 'none')
-            AS detail
-    FROM ordered
-    WHERE valid_to IS DISTINCT FROM next_from
+        o.subscription_id,
+        o.customer_id,
+        o.event_id,
+        CASE WHEN o.valid_to IS NULL OR o.valid_to > o.next_from THEN 'overlap' ELSE 'gap' END AS problem,
+        'valid to ' || coalesce(cast(o.valid_to AS text), 'no end') || ', next from '
+        || coalesce(cast(o.next_from AS text), 'none') AS detail
+    FROM ordered AS o
+    WHERE o.valid_to IS DISTINCT FROM o.next_from
     UNION ALL
     SELECT
         s.subscription_id,
@@ -188,9 +209,11 @@ problems AS (
         max(e.event_id) AS event_id,
         'no interval' AS problem,
         'has events up to the high-water mark' AS detail
-    FROM settled AS s
+    FROM billing.subscriptions AS s
     INNER JOIN billing.subscription_events AS e ON s.subscription_id = e.subscription_id
-    WHERE EXISTS (SELECT 1 FROM known) AND NOT EXISTS (SELECT 1 FROM ordered AS o WHERE o.subscription_id = s.subscription_id)
+    WHERE EXISTS (SELECT 1 FROM known)
+        AND s.subscription_id NOT IN (SELECT u.subscription_id FROM unsettled AS u)
+        AND s.subscription_id NOT IN (SELECT i.subscription_id FROM analytics.run_rate_intervals AS i)
     GROUP BY s.subscription_id, s.customer_id
     UNION ALL
     SELECT
@@ -200,21 +223,21 @@ problems AS (
         'current state differs' AS problem,
         'ledger: ' || concat_ws(' ', o.status, o.plan, o.payment_frequency, o.annualised_minor)
         || ', subscription: ' || concat_ws(' ', s.status, s.plan, p.payment_frequency, p.annualised_minor) AS detail
-    FROM ordered AS o
-    INNER JOIN settled AS s ON o.subscription_id = s.subscription_id
-    -- The column belongs to another component, which may be rolled back: without it the ledger is taken at its word.
-    CROSS JOIN LATERAL (VALUES (coalesce(s.described ->> 'payment_frequency', o.payment_frequency))) AS f (payment_frequency)
+    FROM analytics.run_rate_intervals AS o
+    INNER JOIN today AS s ON o.subscription_id = s.subscription_id
+    CROSS JOIN LATERAL (VALUES (coalesce(s.frequency, o.payment_frequency))) AS f (payment_frequency)
     CROSS JOIN LATERAL (
         VALUES (
             f.payment_frequency,
-            s.amount_minor * s.quantity
+            s.amount_minor
             * CASE f.payment_frequency
                 WHEN 'WEEKLY' THEN 52 WHEN 'BIWEEKLY' THEN 26 WHEN 'MONTHLY' THEN 12 WHEN 'QUARTERLY' THEN 4
                 WHEN 'YEARLY' THEN 1
             END
         )
     ) AS p (payment_frequency, annualised_minor)
-    WHERE o.next_from IS NULL
+    WHERE o.valid_to IS NULL
+        AND o.subscription_id NOT IN (SELECT u.subscription_id FROM unsettled AS u)
         AND (
             s.status <> o.status
             OR (
@@ -231,8 +254,7 @@ problems AS (
         'currency differs' AS problem,
         'events in ' || string_agg(DISTINCT e.currency, ', ') || ', customer pays in ' || c.currency AS detail
     FROM billing.subscription_events AS e
-    INNER JOIN billing.customers AS c ON e.customer_id = c.customer_id
-    WHERE e.currency <> c.currency
+    INNER JOIN billing.customers AS c ON e.customer_id = c.customer_id AND e.currency <> c.currency
     GROUP BY e.subscription_id, e.customer_id, c.currency
 )
 
@@ -241,11 +263,13 @@ SELECT
     c.customer_ref AS customer_id,
     p.event_id,
     p.problem,
-    p.detail
+    p.detail,
+    count(*) OVER () AS total
 FROM problems AS p
 LEFT JOIN billing.subscriptions AS s ON p.subscription_id = s.subscription_id
 LEFT JOIN billing.customers AS c ON p.customer_id = c.customer_id
-ORDER BY s.subscription_ref, p.problem;
+ORDER BY s.subscription_ref, p.problem
+LIMIT :named;
 
 -- name: freshness()^
 -- description: The newest stored day, when it was computed, how many events no refresh has seen, and how many days were restated.

@@ -1,6 +1,6 @@
 -- name: first_month()$
 -- description: The month in which the first interval begins; null where there is none.
-SELECT cast(date_trunc('month', min(valid_from) AT TIME ZONE 'UTC') AS date) AS month FROM metric_intervals;
+SELECT cast(date_trunc('month', min(valid_from)) AS date) AS month FROM metric_intervals;
 
 -- name: insert_cohorts(first, last)!
 -- description: For each month in which customers were new, what is left of them at the end of each month from first to last.

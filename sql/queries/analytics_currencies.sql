@@ -22,12 +22,12 @@ SELECT
 FROM metric_windows AS w
 CROSS JOIN unnest(cast(:currencies AS text []), cast(:factors AS numeric [])) AS c (currency, factor)
 LEFT JOIN LATERAL (
-    SELECT f.rate FROM billing.fx_rates AS f
+    SELECT f.rate FROM metric_fx_rates AS f
     WHERE f.currency = c.currency AND f.reporting_currency = :reporting_currency AND f.date <= w.before_day
     ORDER BY f.date DESC LIMIT 1
 ) AS b ON TRUE
 LEFT JOIN LATERAL (
-    SELECT f.rate FROM billing.fx_rates AS f
+    SELECT f.rate FROM metric_fx_rates AS f
     WHERE f.currency = c.currency AND f.reporting_currency = :reporting_currency AND f.date <= w.last_day
     ORDER BY f.date DESC LIMIT 1
 ) AS n ON TRUE;

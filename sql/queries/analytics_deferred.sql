@@ -1,4 +1,4 @@
--- Money received for periods that have not ended, and what is paused. Days are numbers since 1970-01-01, UTC.
+-- Money received for periods that have not ended, and what is paused. Days are numbers since 1970-01-01.
 
 -- name: insert_billed_periods(since, until, known_at)!
 -- description: Payments that may be deferred in [since, until): received on which day, for which days, of which subscription.
@@ -111,10 +111,10 @@ billed AS (
 numbered AS (
     SELECT
         b.*,
-        cast(b.occurred_at AT TIME ZONE 'UTC' AS date) - date '1970-01-01' AS received,
-        cast(b.period_start AT TIME ZONE 'UTC' AS date) - date '1970-01-01' AS first_day,
+        cast(b.occurred_at AS date) - date '1970-01-01' AS received,
+        cast(b.period_start AS date) - date '1970-01-01' AS first_day,
         greatest(
-            cast(b.period_end AT TIME ZONE 'UTC' AS date) - cast(b.period_start AT TIME ZONE 'UTC' AS date), 1
+            cast(b.period_end AS date) - cast(b.period_start AS date), 1
         ) AS days
     FROM billed AS b
 ),
@@ -122,8 +122,8 @@ numbered AS (
 cancellations AS (
     SELECT
         i.subscription_id,
-        cast(i.valid_from AT TIME ZONE 'UTC' AS date) - date '1970-01-01' AS starts,
-        coalesce(cast(i.valid_to AT TIME ZONE 'UTC' AS date) - date '1970-01-01', 10000000) AS ends
+        cast(i.valid_from AS date) - date '1970-01-01' AS starts,
+        coalesce(cast(i.valid_to AS date) - date '1970-01-01', 10000000) AS ends
     FROM metric_intervals AS i
     WHERE i.status = 'canceled'
 ),
@@ -157,8 +157,8 @@ INSERT INTO metric_service (payment_id, starts, ends, pause_ends, elapsed, lengt
 WITH pauses AS (
     SELECT
         i.subscription_id,
-        cast(i.valid_from AT TIME ZONE 'UTC' AS date) - date '1970-01-01' AS starts,
-        coalesce(cast(i.valid_to AT TIME ZONE 'UTC' AS date) - date '1970-01-01', 10000000) AS ends
+        cast(i.valid_from AS date) - date '1970-01-01' AS starts,
+        coalesce(cast(i.valid_to AS date) - date '1970-01-01', 10000000) AS ends
     FROM metric_intervals AS i
     WHERE i.status = 'paused' AND i.subscription_id IN (SELECT b.subscription_id FROM metric_billed AS b)
 ),
@@ -341,7 +341,7 @@ ORDER BY c.period, c.currency;
 WITH ends AS (
     SELECT
         cast(p.at AS date) AS period,
-        (p.at + cast('1 ' || :grain AS interval)) AT TIME ZONE 'UTC' AS until
+        cast(p.at + cast('1 ' || :grain AS interval) AS timestamptz) AS until
     FROM generate_series(cast(:first AS timestamp), cast(:last AS timestamp), cast('1 ' || :grain AS interval)) AS p (at)
 ),
 

@@ -12,8 +12,8 @@ WITH periods AS (
     SELECT
         cast(p.at AS date) AS period,
         row_number() OVER (ORDER BY p.at) AS place,
-        p.at AT TIME ZONE 'UTC' AS since,
-        (p.at + cast('1 ' || :grain AS interval)) AT TIME ZONE 'UTC' AS until
+        cast(p.at AS timestamptz) AS since,
+        cast(p.at + cast('1 ' || :grain AS interval) AS timestamptz) AS until
     FROM generate_series(cast(:first AS timestamp), cast(:last AS timestamp), cast('1 ' || :grain AS interval)) AS p (at)
 ),
 
@@ -123,7 +123,7 @@ lots AS (
         q.customer_id,
         q.currency,
         q.state,
-        cast(q.expires_at AT TIME ZONE 'UTC' AS date) AS runs_out,
+        cast(q.expires_at AS date) AS runs_out,
         q.kept - q.taken - least(q.kept - q.taken, greatest(q.used - q.ahead, 0)) AS remains
     FROM queue AS q
     WHERE q.kind = 'earned'
@@ -147,14 +147,14 @@ aged AS (
     SELECT
         c.currency,
         p.period,
-        coalesce(sum(c.change) FILTER (WHERE c.runs_out < p.until AT TIME ZONE 'UTC'), 0) AS overdue,
-        coalesce(sum(c.change) FILTER (WHERE c.runs_out - cast(p.until AT TIME ZONE 'UTC' AS date) BETWEEN 0 AND 29), 0)
+        coalesce(sum(c.change) FILTER (WHERE c.runs_out < cast(p.until AS date)), 0) AS overdue,
+        coalesce(sum(c.change) FILTER (WHERE c.runs_out - cast(p.until AS date) BETWEEN 0 AND 29), 0)
             AS within_30_days,
-        coalesce(sum(c.change) FILTER (WHERE c.runs_out - cast(p.until AT TIME ZONE 'UTC' AS date) BETWEEN 30 AND 89), 0)
+        coalesce(sum(c.change) FILTER (WHERE c.runs_out - cast(p.until AS date) BETWEEN 30 AND 89), 0)
             AS within_90_days,
-        coalesce(sum(c.change) FILTER (WHERE c.runs_out - cast(p.until AT TIME ZONE 'UTC' AS date) BETWEEN 90 AND 364), 0)
+        coalesce(sum(c.change) FILTER (WHERE c.runs_out - cast(p.until AS date) BETWEEN 90 AND 364), 0)
             AS within_365_days,
-        coalesce(sum(c.change) FILTER (WHERE c.runs_out - cast(p.until AT TIME ZONE 'UTC' AS date) >= 365), 0) AS later,
+        coalesce(sum(c.change) FILTER (WHERE c.runs_out - cast(p.until AS date) >= 365), 0) AS later,
         coalesce(sum(c.change) FILTER (WHERE c.runs_out IS NULL), 0) AS never
     FROM periods AS p
     INNER JOIN changes AS c ON p.place >= c.place

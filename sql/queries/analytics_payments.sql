@@ -5,7 +5,7 @@ WITH attempts AS (
         p.outcome,
         p.failure_class,
         p.attempt,
-        date_trunc(:grain, p.occurred_at AT TIME ZONE 'UTC') AS begins,
+        date_trunc(:grain, p.occurred_at) AS begins,
         CASE :by
             WHEN 'attempt' THEN cast(p.attempt AS text)
             WHEN 'failure_class' THEN coalesce(p.failure_class, CASE p.outcome WHEN 'failed' THEN 'unknown' ELSE 'none' END)
@@ -107,8 +107,8 @@ placed AS (
         e.won_at - e.began_at AS took,
         e.won_at,
         CASE :grain
-            WHEN 'all' THEN cast(:since AS timestamptz) AT TIME ZONE 'UTC'
-            ELSE date_trunc(:grain, e.began_at AT TIME ZONE 'UTC')
+            WHEN 'all' THEN cast(:since AS timestamptz)
+            ELSE date_trunc(:grain, e.began_at)
         END AS begins,
         CASE :by
             WHEN 'total' THEN 'total'

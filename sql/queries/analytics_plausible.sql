@@ -205,7 +205,7 @@ problems AS (
         s.customer_id,
         s.event_id,
         'counted and not paid' AS problem,
-        'nothing received since ' || to_char(s.since AT TIME ZONE 'UTC', 'YYYY-MM-DD') AS detail
+        'nothing received since ' || to_char(s.since, 'YYYY-MM-DD') AS detail
     FROM standing AS s
     WHERE s.status = 'active' AND s.annualised_minor > 0 AND s.valid_from < s.since
         AND EXISTS (
@@ -271,7 +271,7 @@ FROM billing.subscription_events AS e
 INNER JOIN billing.subscriptions AS s ON e.subscription_id = s.subscription_id
 INNER JOIN billing.customers AS c ON e.customer_id = c.customer_id
 INNER JOIN unnest(cast(:days AS date [])) AS d (day)
-    ON e.occurred_at >= d.day AT TIME ZONE 'UTC' AND e.occurred_at < (d.day + 1) AT TIME ZONE 'UTC'
+    ON e.occurred_at >= cast(d.day AS timestamptz) AND e.occurred_at < cast(d.day + 1 AS timestamptz)
 ORDER BY e.recorded_at DESC, e.event_id DESC
 LIMIT :named;
 

@@ -233,7 +233,7 @@ WITH amounts AS (
         sum(coalesce(e.subscriptions, 0)) AS subscriptions,
         sum(coalesce(e.paused_subscriptions, 0)) AS paused_subscriptions
     FROM metric_windows AS w
-    INNER JOIN metric_rates AS r ON w.period = r.period
+    LEFT JOIN metric_rates AS r ON w.period = r.period
     LEFT JOIN metric_summary AS b ON w.before_period = b.period AND r.currency = b.currency AND b.kind = 'total'
     LEFT JOIN metric_summary AS e ON w.last_period = e.period AND r.currency = e.currency AND e.kind = 'total'
     LEFT JOIN metric_window_changes AS c ON w.period = c.period AND r.currency = c.currency
@@ -279,7 +279,7 @@ SELECT
         6
     ) AS customer_churn_rate
 FROM metric_windows AS w
-CROSS JOIN metric_currencies AS r
+LEFT JOIN metric_currencies AS r ON TRUE
 LEFT JOIN metric_summary AS b ON w.before_period = b.period AND r.currency = b.currency AND b.kind = 'total'
 LEFT JOIN metric_window_changes AS c ON w.period = c.period AND r.currency = c.currency
 GROUP BY w.label;

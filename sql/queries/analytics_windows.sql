@@ -1,3 +1,11 @@
+-- name: use_time_zone(time_zone)$
+-- description: Lets days begin at midnight in this time zone, until the connection ends.
+SELECT set_config('TimeZone', :time_zone, FALSE) AS time_zone;
+
+-- name: stored_time_zone()$
+-- description: The time zone of the stored days; null where none are stored.
+SELECT max(time_zone) AS time_zone FROM analytics.snapshots;
+
 -- name: insert_periods(grain, first, last)!
 -- description: The periods from first to last, both included.
 INSERT INTO metric_periods (period)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from flexpay_pipelines.analytics import refresh
 from flexpay_pipelines.analytics.churn_history import Rows, Snapshots, read_history, snapshots
 from flexpay_pipelines.analytics.churn_terms import GROUPS, HORIZON_DAYS, TERMS, WORDS
-from flexpay_pipelines.analytics.policy import midnight
+from flexpay_pipelines.analytics.days import midnight
 from flexpay_pipelines.clock import FixedClock
 from flexpay_pipelines.database import Connection
 from tests.analytics.ledger import ORIGIN, histories, write
@@ -69,7 +69,7 @@ def earn(connection: Connection, at: datetime, known: datetime) -> None:
 def test_nothing_that_was_known_later_is_looked_at(billing: Connection, events: list[Event], offset: int) -> None:
     """The terms of a day are the same in a database that holds just what was known then."""
     day = ORIGIN.date() + timedelta(days=offset)
-    end = midnight(day + timedelta(days=1))
+    end = midnight(billing, day + timedelta(days=1))
     known = [each for each in events if each.occurred_at < end and each.recorded_at < end]
     with billing.transaction(force_rollback=True):
         write(billing, known)
@@ -136,7 +136,7 @@ def test_a_history_loaded_from_files_counts_as_known_when_it_occurred(billing: C
 def test_failures_of_ours_say_nothing_about_the_customer(billing: Connection, outcome: str, failed: bool) -> None:
     write(billing, [event("started", 1)])
     day = ORIGIN.date() + timedelta(days=60)
-    at = midnight(day)
+    at = midnight(billing, day)
     pay(billing, at, at, outcome, "x")
     assert term(rows_at(billing, day), "failed_1") == [failed]
     if failed:

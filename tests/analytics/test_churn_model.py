@@ -24,7 +24,7 @@ from flexpay_pipelines.analytics import (
 from flexpay_pipelines.analytics.churn_history import Snapshots, read_history
 from flexpay_pipelines.analytics.churn_terms import RULE, Scorecard
 from flexpay_pipelines.analytics.churn_training import scores
-from flexpay_pipelines.analytics.policy import midnight
+from flexpay_pipelines.analytics.days import midnight
 from flexpay_pipelines.database import BILLING, Connection, opened
 from flexpay_pipelines.migrations import COMPONENTS
 from flexpay_pipelines.sandbox import Cluster
@@ -157,7 +157,7 @@ def test_customers_unlike_those_of_training_are_noticed(driven: Connection) -> N
         "SELECT customer_id, plan FROM analytics.run_rate_intervals WHERE status = 'active' AND valid_to IS NULL"
         " AND mod(customer_id, 2) = 0"
     ).fetchall()
-    at = midnight(LAST) + timedelta(hours=3)
+    at = midnight(driven, LAST) + timedelta(hours=3)
     add_events(driven, [(row["customer_id"], "past_due", at, row["plan"]) for row in standing])
     add_payments(driven, [(row["customer_id"], at, "failed") for row in standing])
     refresh(driven, start=LAST, end=LAST, clock=CLOCK)
@@ -174,7 +174,7 @@ def test_departures_that_nobody_expected_are_noticed(driven: Connection) -> None
         "SELECT customer_id, plan FROM analytics.run_rate_intervals WHERE valid_to IS NULL AND status = 'active'"
         " AND mod(customer_id, 12) = 0"
     ).fetchall()
-    at = midnight(LAST - timedelta(days=20))
+    at = midnight(driven, LAST - timedelta(days=20))
     add_events(driven, [(row["customer_id"], "canceled", at, row["plan"]) for row in standing])
     refresh(driven, start=LAST, end=LAST, clock=CLOCK)
     refresh_churn_risk(driven, day=LAST, clock=CLOCK)

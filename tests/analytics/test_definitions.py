@@ -83,6 +83,15 @@ def test_every_frequency_is_annualised_exactly(billing: Connection, frequency: s
     assert found == [("new", 1999 * 3 * PER_YEAR[frequency])]
 
 
+def test_a_weekly_discount_counts_52_times_like_its_price(billing: Connection) -> None:
+    """A recurring discount is a lower price: 3.00 off 10.00 a week are 156.00 a year, not 3.00 / 52 x 12."""
+    events = [
+        event("started", 0, payment_frequency="WEEKLY"),
+        event("changed", 5, payment_frequency="WEEKLY", amount_minor=700),
+    ]
+    assert moved(billing, events) == [("new", 52_000), ("contraction", -15_600)]
+
+
 def test_a_pause_is_seen_and_only_while_it_lasted(billing: Connection) -> None:
     """Today's state is not applied to history: the days before and after the pause are counted."""
     write(billing, [event("started", 0), event("paused", 5), event("resumed", 9)])

@@ -259,10 +259,17 @@ def test_a_refresh_that_is_killed_leaves_what_was(billing: Connection, billing_u
     assert refresh(billing, start=FIRST, end=FIRST + timedelta(days=9), clock=CLOCK).days == 10
 
 
-def test_an_empty_ledger_has_days_without_figures(billing: Connection) -> None:
+def test_a_day_before_the_first_customer_has_rates_of_nothing(billing: Connection) -> None:
+    """The same rows whether the day is computed while nobody is there or again when somebody is."""
     assert refresh(billing, start=FIRST, end=FIRST, clock=CLOCK).days == 1
-    assert billing.execute("SELECT customers_start, customer_churn_rate FROM analytics.churn").fetchall() == []
+    shown = "SELECT definition, customers_start, customers_churned, customer_churn_rate, nrr FROM analytics.churn"
+    shown += " ORDER BY definition"
+    before = billing.execute(shown).fetchall()
+    assert [tuple(row.values()) for row in before] == [("flexpay-1", 0, 0, None, None), ("stripe", 0, 0, None, None)]
     assert identity_breaks(billing, start=FIRST, end=FIRST) == []
+    write(billing, [event("started", 1)])
+    refresh(billing, start=FIRST, end=FIRST, clock=CLOCK)
+    assert billing.execute(shown).fetchall() == before
 
 
 def test_a_range_that_ends_before_it_starts(billing: Connection) -> None:
