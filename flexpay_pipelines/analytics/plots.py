@@ -12,6 +12,7 @@ from math import floor, log10
 
 WIDTH = 1040
 HALF_WIDTH = 520
+PHONE_WIDTH = 330
 HEIGHT = 230
 LEFT, RIGHT, TOP, BOTTOM = 64, 12, 14, 26
 TICKS = 4
@@ -84,13 +85,18 @@ class _Frame:
         return "".join(parts)
 
 
+def _wanted(width: int) -> int:
+    """How many labels there is room for."""
+    return max(3, min(6, width // 120))
+
+
 def _labels(frame: _Frame, labels: Sequence[str], wanted: int = 6, *, bars: bool = False) -> str:
     count = len(labels)
     every = max(1, -(-count // wanted))
     parts = []
     for n in range(count - 1, -1, -every):
         place = (n + 0.5) / count if bars else n / max(count - 1, 1)
-        anchor = "middle" if bars or 0 < n < count - 1 else ("end" if n and not bars else "start")
+        anchor = "middle" if 0 < n < count - 1 or (bars and count < wanted) else ("end" if n else "start")
         parts.append(
             f'<text class="axis" x="{frame.x(place)}" y="{frame.height - 7}" text-anchor="{anchor}">'
             f"{escape(labels[n])}</text>"
@@ -133,15 +139,17 @@ def line_chart(
             f'<polyline class="line {line.style}" points="{path}"><title>{escape(line.name)}</title></polyline>'
         )
         parts.append(f'<circle class="dot {line.style}" cx="{points[-1][0]}" cy="{points[-1][1]}" r="3.5"/>')
-    return _svg(frame, title, "".join(parts) + _labels(frame, labels, width // 120))
+    return _svg(frame, title, "".join(parts) + _labels(frame, labels, _wanted(width)))
 
 
-def stacked_bars(title: str, labels: Sequence[str], series: Sequence[Line], *, height: int = HEIGHT) -> str:
+def stacked_bars(
+    title: str, labels: Sequence[str], series: Sequence[Line], *, width: int = WIDTH, height: int = HEIGHT
+) -> str:
     """A bar for each label; what is above 0 is piled upwards, what is below downwards."""
     count = len(labels)
     ups = [sum(max(s.values[n] or 0.0, 0.0) for s in series) for n in range(count)]
     downs = [sum(min(s.values[n] or 0.0, 0.0) for s in series) for n in range(count)]
-    frame = _Frame(_ticks(min([*downs, 0.0]), max([*ups, 0.0])), False, WIDTH, height)
+    frame = _Frame(_ticks(min([*downs, 0.0]), max([*ups, 0.0])), False, width, height)
     parts = []
     for n in range(count):
         up = down = 0.0
@@ -162,16 +170,12 @@ def stacked_bars(title: str, labels: Sequence[str], series: Sequence[Line], *, h
             else:
                 down += value
     zero = f'<line class="zero" x1="{LEFT}" x2="{frame.width - RIGHT}" y1="{frame.y(0)}" y2="{frame.y(0)}"/>'
-    return _svg(frame, title, "".join(parts) + zero + _labels(frame, labels, bars=True))
+    return _svg(frame, title, "".join(parts) + zero + _labels(frame, labels, _wanted(width), bars=True))
 
 
 def waterfall(title: str, steps: Sequence[Step], *, height: int = 260) -> str:
     """How one total becomes another. The ground is cut off where the steps would not be seen above it."""
-    level, spans = 0.0, []
-    for step in steps:
-        start = 0.0 if step.total else level
-        level = step.amount if step.total else level + step.amount
-        spans.append((start, level))
+    spans = _spans(steps)
     inner = [v for (a, b), step in zip(spans, steps, strict=True) for v in ((b,) if step.total else (a, b))] or [0.0]
     reach = max(inner) - min(inner) or max(abs(v) for v in inner) or 1.0
     ground = max(0.0, min(inner) - reach * 0.6) if min(inner) >= 0 else min(inner) - reach * 0.1
@@ -198,6 +202,36 @@ def waterfall(title: str, steps: Sequence[Step], *, height: int = 260) -> str:
         for n, step in enumerate(steps)
     )
     return _svg(frame, title, "".join(parts) + names)
+
+
+def _spans(steps: Sequence[Step]) -> list[tuple[float, float]]:
+    """Where each bar of a waterfall begins and ends."""
+    level, spans = 0.0, []
+    for step in steps:
+        start = 0.0 if step.total else level
+        level = step.amount if step.total else level + step.amount
+        spans.append((start, level))
+    return spans
+
+
+def waterfall_rows(steps: Sequence[Step]) -> list[dict[str, str]]:
+    """The same lying on its side, for a narrow page: `name, shown, style`, and `left` and `width` in per cent.
+
+    Totals have no bar: beside them the steps would not be seen.
+    """
+    spans = _spans(steps)
+    inner = [v for pair, step in zip(spans, steps, strict=True) for v in ((pair[1],) if step.total else pair)] or [0.0]
+    low, reach = min(inner), max(inner) - min(inner) or 1.0
+    return [
+        {
+            "name": step.name,
+            "shown": step.shown,
+            "style": "total" if step.total else "up" if step.amount >= 0 else "down",
+            "left": f"{(min(pair) - low) / reach * 100:.1f}",
+            "width": f"{abs(pair[1] - pair[0]) / reach * 100:.1f}",
+        }
+        for pair, step in zip(spans, steps, strict=True)
+    ]
 
 
 def sparkline(values: Sequence[float | None], style: str = "accent") -> str:

@@ -91,7 +91,7 @@ def _days(value: Decimal) -> str:
     return f"{value:.1f} day" + ("" if f"{value:.1f}" == "1.0" else "s")
 
 
-def failure_trend(payments: Sequence[Row], first: date, last: date) -> str:
+def failure_trend(payments: Sequence[Row], first: date, last: date, width: int = plots.WIDTH) -> str:
     """The share of attempts that failed, by day, as SVG."""
     days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
     counts: dict[str, list[int]] = {}
@@ -106,6 +106,7 @@ def failure_trend(payments: Sequence[Row], first: date, last: date) -> str:
         [plots.Line("failed attempts", "down", values)],
         percent=True,
         from_zero=True,
+        width=width,
         height=170,
     )
 

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from flexpay_pipelines.analytics import plots
 from flexpay_pipelines.analytics.report_balances import balance_lines, failure_trend, recovery_words
 from flexpay_pipelines.analytics.report_cards import Series, cards, money, percent
+from flexpay_pipelines.analytics.restatements import Restatement
 from flexpay_pipelines.analytics.stored import Row, StoredFigures
 
 BAR_DAYS = 30
@@ -47,11 +49,14 @@ class Page:
     recovery: Row | None
     balances: Mapping[str, list[Row]]
     risks: list[Row]
+    scores: Row
     snapshot: Row
     breaks: list[Row]
     gaps: list[Row]
     fresh: Row
     restated: int
+    restatements: list[Restatement]
+    time_zone: ZoneInfo
 
 
 def render(page: Page) -> str:
@@ -68,34 +73,44 @@ def render(page: Page) -> str:
     day, figures, payments, risks = page.day, page.figures, page.payments, page.risks
     series = series_of(day, figures)
     currency = series.currency
+    steps = _bridge(series)
+    widths = (plots.HALF_WIDTH, plots.PHONE_WIDTH)
+    zone = page.time_zone
     return environment.get_template("report.html.j2").render(
         day=day,
         currency=currency,
         partial=figures.shown is None,
-        made_at=page.made_at,
+        made_at=page.made_at.astimezone(zone),
+        computed_at=page.snapshot["computed_at"].astimezone(zone),
+        zone=zone.key,
         cards=cards(series),
-        bridge=_bridge(series),
-        trend=trend(series),
-        movements=_movement_bars(series),
+        bridge=plots.waterfall("MRR bridge of the month to date", steps),
+        bridge_rows=plots.waterfall_rows(steps),
+        trend=[trend(series, width) for width in widths],
+        movements=[_movement_bars(series, width) for width in (plots.WIDTH, plots.PHONE_WIDTH)],
         month=_month_table(series),
-        retention=_retention(series),
+        retention=[_retention(series, width) for width in widths],
         frequencies=_mix(series, "payment_frequency"),
         plans=_mix(series, "plan"),
         cohorts=_heat_map(figures, currency),
         payments=_payment_table(payments),
-        payment_trend=failure_trend(payments, day - timedelta(days=BAR_DAYS - 1), day),
+        payment_trend=[
+            failure_trend(payments, day - timedelta(days=BAR_DAYS - 1), day, width)
+            for width in (plots.WIDTH, plots.PHONE_WIDTH)
+        ],
         recovery=recovery_words(page.recovery),
         balances=balance_lines(page.balances, day),
-        risks=[_risk(row) for row in risks[:AT_RISK_ROWS]],
-        high=sum(row["score"] >= HIGH for row in risks),
-        scored=len(risks),
-        score_means=_score_means(risks),
+        risks=[_risk(row) for row in risks],
+        high=page.scores["high"],
+        scored=page.scores["scored"],
+        score_means=_score_means(risks, page.scores),
         breaks=page.breaks[:NAMED_BREAKS],
-        break_count=len(page.breaks),
+        break_count=_total(page.breaks),
         gaps=page.gaps[:NAMED_BREAKS],
-        gap_count=len(page.gaps),
+        gap_count=_total(page.gaps),
         fresh=page.fresh,
         restated=page.restated,
+        restatements=[_restatement(each, zone) for each in page.restatements],
         snapshot=page.snapshot,
         first=figures.first,
     )
@@ -111,7 +126,37 @@ def _largest_currency(figures: StoredFigures, day: date) -> str:
     return str(max(rows, key=lambda row: row["paying_customers"])["currency"]) if rows else ""
 
 
-def _bridge(series: Series) -> str:
+def _total(rows: list[Row]) -> int:
+    """How many there are in all: of many breaks only the first are here."""
+    return int(rows[0]["total"]) if rows else 0
+
+
+def _restatement(what: Restatement, zone: ZoneInfo) -> dict[str, str]:
+    days = f"{what.first_day}" if what.days == 1 else f"{what.days} days, {what.first_day} to {what.last_day}"
+    if what.events is None:
+        why = "the whole ledger was read anew"
+    else:
+        rest = what.events - len((what.first_events or "").split(", "))
+        named = f" (number {what.first_events}{f' and {rest:,} more' if rest > 0 else ''})" if what.events else ""
+        parts = [f"{what.events:,} events that were new{named}" if what.events else ""]
+        parts += [f"{what.moved_customers:,} customers in another country" if what.moved_customers else ""]
+        why = "; ".join(part for part in parts if part) or "computed again"
+    ends = [row for row in what.totals if row["end_after"] is not None]
+    last = [row for row in ends if row["day"] == ends[-1]["day"]]
+    return {
+        "when": f"{what.restated_at.astimezone(zone):%Y-%m-%d %H:%M}",
+        "days": days,
+        "mrr": "; ".join(
+            f"{row['day']}: {money(Decimal(row['end_before']) / 12, row['currency'])} to "
+            f"{money(Decimal(row['end_after']) / 12, row['currency'])} {row['currency']}"
+            for row in last
+        )
+        or "as before at the end of every day",
+        "why": why,
+    }
+
+
+def _bridge(series: Series) -> list[plots.Step]:
     start = series.total("start", series.month_start())
     end = series.total("end", series.day)
     steps = [plots.Step("start", series.units(start), series.money(start), total=True)]
@@ -120,21 +165,21 @@ def _bridge(series: Series) -> str:
         if amount or name != "fx":
             steps.append(plots.Step(name, series.units(amount), series.money(amount, sign=True)))
     steps.append(plots.Step("now", series.units(end), series.money(end), total=True))
-    return plots.waterfall("MRR bridge of the month to date", steps)
+    return steps
 
 
-def trend(series: Series) -> str:
+def trend(series: Series, width: int = plots.HALF_WIDTH) -> str:
     values = [series.units(series.total("end", each)) for each in series.days]
     return plots.line_chart(
         "MRR",
         [f"{d:%d %b}" for d in series.days],
         [plots.Line("MRR", "accent", values)],
         area=True,
-        width=plots.HALF_WIDTH,
+        width=width,
     )
 
 
-def _movement_bars(series: Series) -> str:
+def _movement_bars(series: Series, width: int) -> str:
     days = series.days[-BAR_DAYS:]
     return plots.stacked_bars(
         "Movements by day",
@@ -143,6 +188,7 @@ def _movement_bars(series: Series) -> str:
             plots.Line(name, name, [series.units(series.total(name, each)) for each in days])
             for name in (*UPWARDS, *DOWNWARDS)
         ],
+        width=width,
     )
 
 
@@ -160,7 +206,7 @@ def _month_table(series: Series) -> list[dict[str, str]]:
     return rows
 
 
-def _retention(series: Series) -> str:
+def _retention(series: Series, width: int) -> str:
     lines = (("customer churn", "customer_churn_rate", "down"), ("gross MRR churn", "gross_mrr_churn", "paused"))
     return plots.line_chart(
         "Churn over 30 days",
@@ -171,7 +217,7 @@ def _retention(series: Series) -> str:
         ],
         percent=True,
         from_zero=True,
-        width=plots.HALF_WIDTH,
+        width=width,
     )
 
 
@@ -241,20 +287,20 @@ def _payment_table(payments: list[Row]) -> list[dict[str, Any]]:
     return lines
 
 
-def _score_means(risks: list[Row]) -> str:
+def _score_means(risks: list[Row], scores: Row) -> str:
     if not risks:
         return ""
     model = risks[0]["model"]
     if model.startswith("rule"):
         return f"The score is a sum of points ({model})."
-    expected = sum(row["score"] for row in risks)
-    return f"The score is the probability of leaving within 30 days ({model}); {expected:,.0f} departures are expected."
+    expected = f"{scores['total']:,.0f} departures are expected"
+    return f"The score is the probability of leaving within 30 days ({model}); {expected}."
 
 
 def _risk(row: Row) -> dict[str, Any]:
     return {
         "customer": row["customer_id"],
-        "email": row["email_masked"] or "",
+        "email": row["email"] or "",
         "score": f"{row['score']:.2f}",
         "width": f"{row['score'] * 100:.0f}",
         "high": row["score"] >= HIGH,

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Any
 
-from flexpay_pipelines.analytics.policy import DEFINITION, MetricPolicy, Span, midnight
+from flexpay_pipelines.analytics.days import midnight
+from flexpay_pipelines.analytics.policy import DEFINITION, MetricPolicy, Span
 from flexpay_pipelines.analytics.workspace import Workspace, stored_workspace
 from flexpay_pipelines.database import Connection
 from flexpay_pipelines.errors import BadInput
@@ -31,7 +32,6 @@ class StoredFigures:
     total: list[Row]
     native_total: list[Row]
     by_kind: dict[str, list[Row]]
-    movements: list[Row]
     churn: list[Row]
     cohorts: list[Row]
 
@@ -57,7 +57,6 @@ def read_stored(connection: Connection, *, first: date, last: date, reporting_cu
     days = Span("day", first, last)
     with stored_workspace(connection, MetricPolicy()) as work:
         named.load_summary(connection, first=first, last=last)
-        named.load_movements(connection, first=first, last=last)
         work.windows(days)
         shown = _choose_currency(work, reporting_currency)
         summaries = queries("analytics_summary")
@@ -67,10 +66,9 @@ def read_stored(connection: Connection, *, first: date, last: date, reporting_cu
             by_kind = {kind: list(summaries.summary_rows(connection, kind=kind)) for kind in kinds}
         with _rates(work, None):
             native_total = list(summaries.summary_rows(connection, kind="total"))
-            movements = list(queries("analytics_movements").movement_rows(connection))
         churn = list(named.stored_churn_rows(connection, first=first, last=last))
         cohorts = _cohorts(connection, work, last, shown)
-    return StoredFigures(first, last, shown, total, native_total, by_kind, movements, churn, cohorts)
+    return StoredFigures(first, last, shown, total, native_total, by_kind, churn, cohorts)
 
 
 def _choose_currency(work: Workspace, reporting_currency: str) -> str | None:
@@ -150,6 +148,7 @@ def _float(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
-def risk_rows(connection: Connection, *, day: date) -> list[Row]:
-    """The scores of a day, highest first, the address masked."""
-    return list(queries("analytics_risk").risk_rows(connection, day=day, at=midnight(day + timedelta(days=1))))
+def risk_rows(connection: Connection, *, day: date, named: int, masked: bool = True) -> list[Row]:
+    """The highest scores of a day, the address masked unless it is asked for."""
+    at = midnight(connection, day + timedelta(days=1))
+    return list(queries("analytics_risk").risk_rows(connection, day=day, at=at, masked=masked, named=named))

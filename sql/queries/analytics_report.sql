@@ -26,17 +26,21 @@ SELECT
 FROM analytics.mrr_summary
 WHERE day BETWEEN :first AND :last;
 
--- name: load_movements(first, last)!
--- description: The stored movements of these days.
-INSERT INTO metric_movements (period, customer_id, movement, currency, amount)
-SELECT
-    day,
-    customer_id,
-    movement,
-    currency,
-    annualised_minor
-FROM analytics.mrr_movements
-WHERE day BETWEEN :first AND :last;
+-- name: copy_movements(first, last)!
+-- description: The stored movements of these days as CSV.
+COPY (
+    SELECT
+        to_char(m.day, 'YYYY-MM-DD') AS period,
+        c.customer_ref AS customer_id,
+        m.currency,
+        m.movement,
+        m.annualised_minor,
+        round(m.annualised_minor::numeric / 12, 4) AS mrr
+    FROM analytics.mrr_movements AS m
+    INNER JOIN billing.customers AS c ON m.customer_id = c.customer_id
+    WHERE m.day BETWEEN :first AND :last
+    ORDER BY m.day ASC, c.customer_ref ASC, m.movement ASC
+) TO STDOUT (FORMAT csv, HEADER);
 
 -- name: load_cohorts(first, last)!
 -- description: The stored cohorts of these months.

@@ -190,8 +190,8 @@ SELECT
 FROM analytics.churn_risk
 WHERE day = :day;
 
--- name: risk_rows(day, at)
--- description: The scores of a day, highest first, with run rate and the masked address of the customer.
+-- name: risk_rows(day, at, masked, named)
+-- description: The highest scores of a day, with run rate and the address of the customer, masked or not.
 WITH standing AS (
     SELECT
         v.customer_id,
@@ -210,10 +210,40 @@ SELECT
     c.currency,
     coalesce(i.annualised_minor, 0) AS annualised_minor,
     round(coalesce(i.annualised_minor, 0)::numeric / 12, 4) AS mrr,
-    CASE WHEN position('@' IN c.email) > 1 THEN left(c.email, 1) || '***' || substring(c.email FROM position('@' IN c.email)) END
-        AS email_masked
+    CASE
+        WHEN NOT :masked THEN c.email
+        WHEN position('@' IN c.email) > 1 THEN left(c.email, 1) || '***' || substring(c.email FROM position('@' IN c.email))
+    END AS email
 FROM analytics.churn_risk AS r
 INNER JOIN billing.customers AS c ON r.customer_id = c.customer_id
 LEFT JOIN standing AS i ON r.customer_id = i.customer_id
 WHERE r.day = :day
-ORDER BY r.score DESC, annualised_minor DESC, c.customer_ref ASC;
+ORDER BY r.score DESC, annualised_minor DESC, c.customer_ref ASC
+LIMIT :named;
+
+-- name: copy_scores(day, at)!
+-- description: All scores of a day as CSV, highest first, without addresses.
+COPY (
+    WITH standing AS (
+        SELECT
+            v.customer_id,
+            sum(v.annualised_minor) AS annualised_minor
+        FROM analytics.run_rate_intervals AS v
+        WHERE v.status IN ('active', 'past_due', 'paused') AND v.valid_from < :at AND (v.valid_to IS NULL OR v.valid_to >= :at)
+        GROUP BY v.customer_id
+    )
+
+    SELECT
+        to_char(r.day, 'YYYY-MM-DD') AS period,
+        c.customer_ref AS customer_id,
+        r.score,
+        array_to_string(r.reasons, '; ') AS reasons,
+        c.currency,
+        coalesce(i.annualised_minor, 0) AS annualised_minor,
+        round(coalesce(i.annualised_minor, 0)::numeric / 12, 4) AS mrr
+    FROM analytics.churn_risk AS r
+    INNER JOIN billing.customers AS c ON r.customer_id = c.customer_id
+    LEFT JOIN standing AS i ON r.customer_id = i.customer_id
+    WHERE r.day = :day
+    ORDER BY r.score DESC, annualised_minor DESC, c.customer_ref ASC
+) TO STDOUT (FORMAT csv, HEADER);

@@ -13,6 +13,7 @@ import pytest
 from flexpay_pipelines.analytics import (
     ChurnRisk,
     daily_report,
+    export_dataset,
     identity_breaks,
     interval_breaks,
     refresh,
@@ -116,6 +117,70 @@ def test_without_rates_the_page_says_so(company: Connection, tmp_path: Path) -> 
     assert "Not scored for this day" in page
 
 
+def test_addresses_are_shown_whole_only_when_asked_for(company: Connection, tmp_path: Path) -> None:
+    refresh_churn_risk(company, day=DAY, clock=CLOCK)
+    ask = {"day": DAY, "clock": CLOCK, "reporting_currency": "EUR"}
+    files = daily_report(company, folder=tmp_path, masked=False, **ask)  # type: ignore[arg-type]
+    assert "ann@example.com" in files.html.read_text(encoding="utf-8")
+    assert "@" not in files.csv["churn-risk"].read_text(encoding="utf-8")
+
+
+def test_the_files_hold_what_the_export_gives(company: Connection, tmp_path: Path) -> None:
+    """Movements and scores are copied from the database as they are; the export writes them row by row."""
+    import pyarrow.parquet as pq
+
+    refresh_churn_risk(company, day=DAY, clock=CLOCK)
+    files = daily_report(company, day=DAY, folder=tmp_path / "report", clock=CLOCK, reporting_currency="EUR")
+    out = {kind: tmp_path / f"movements.{kind}" for kind in ("csv", "parquet")}
+    for kind, file in out.items():
+        export_dataset(
+            company, dataset="mrr-movements", start=(DAY - timedelta(days=90)).isoformat(), end=DAY.isoformat(),
+            grain="day", by=None, currency=None, known_at=None, format=kind, out=file,
+        )  # fmt: skip
+    assert files.csv["mrr-movements"].read_bytes() == out["csv"].read_bytes()
+    assert pq.read_table(files.parquet["mrr-movements"]).equals(pq.read_table(out["parquet"]))
+    scores = pq.read_table(files.parquet["churn-risk"]).to_pylist()
+    lines = files.csv["churn-risk"].read_text(encoding="utf-8").splitlines()
+    assert [row["customer_id"] for row in scores] == ["ann", "cid", "eve", "bob"]
+    assert scores[-1] == {
+        "period": DAY.isoformat(), "customer_id": "bob", "score": 0.0, "reasons": "", "currency": "USD",
+        "annualised_minor": 12_000, "mrr": 1000,
+    }  # fmt: skip
+    assert lines[0] == "period,customer_id,score,reasons,currency,annualised_minor,mrr"
+    assert len(lines) == 5
+
+
+def test_the_foot_of_the_page_says_what_was_restated(company: Connection, tmp_path: Path) -> None:
+    ask = {"day": DAY, "clock": CLOCK, "reporting_currency": "EUR"}
+    before = daily_report(company, folder=tmp_path, **ask).html.read_text(encoding="utf-8")  # type: ignore[arg-type]
+    assert "0 of these days changed" in before
+    assert "because of" not in before
+    write(company, [event("changed", 90, "eve-1", amount_minor=2000)])
+    refresh(company, start=DAY, end=DAY, clock=CLOCK)
+    page = daily_report(company, folder=tmp_path, **ask).html.read_text(encoding="utf-8")  # type: ignore[arg-type]
+    assert "10 of these days changed" in page
+    event_id = company.execute("SELECT max(event_id) AS id FROM billing.subscription_events").fetchone()
+    assert event_id is not None
+    assert f"1 events that were new (number {event_id['id']})" in page
+    assert f"10 days, {DAY - timedelta(days=9)} to {DAY}" in page
+    assert f"{DAY}: 15 to 30 EUR" in page
+
+
+def test_many_breaks_stay_readable(company: Connection, tmp_path: Path) -> None:
+    """The first fifty are named, all are counted: on the page and in what the checks show."""
+    write(company, [event("canceled", 20, f"many{n}-1") for n in range(120)])
+    refresh(company, start=DAY, end=DAY, clock=CLOCK)
+    found = interval_breaks(company)
+    assert (len(found), found[0]["total"]) == (50, 124)
+    company.execute("UPDATE analytics.mrr_summary SET end_minor = end_minor + 1")
+    broken = identity_breaks(company, start=DAY - timedelta(days=95), end=DAY)
+    assert len(broken) == 50
+    assert broken[0]["total"] > 400
+    page = daily_report(company, day=DAY, folder=tmp_path, clock=CLOCK, reporting_currency="EUR").html.read_text()
+    assert "124 interval breaks" in page
+    assert page.count("current state differs") == 10
+
+
 def test_figures_that_do_not_reconcile_are_named(company: Connection, tmp_path: Path) -> None:
     company.execute("UPDATE analytics.mrr_summary SET end_minor = end_minor + 1 WHERE day = %s", (DAY,))
     company.execute("DELETE FROM analytics.mrr_movements WHERE movement = 'churn'")
@@ -141,6 +206,13 @@ def test_a_subscription_unlike_its_ledger_is_named(company: Connection) -> None:
     company.execute("SELECT set_config('flexpay.ledger', 'import', false)")
     company.execute("UPDATE billing.subscriptions SET status = 'canceled' WHERE subscription_ref = 'gus-1'")
     assert "gus-1" not in {row["subscription_id"] for row in interval_breaks(company)}
+
+
+def test_without_the_frequencies_the_ledger_is_taken_at_its_word(company: Connection) -> None:
+    """A rollback of the component takes the column away."""
+    company.execute("ALTER TABLE billing.subscriptions DROP COLUMN payment_frequency CASCADE")
+    found = {row["subscription_id"] for row in interval_breaks(company)}
+    assert found == {"ann-1", "cid-1", "eve-1", "gus-1"}
 
 
 def test_a_change_by_the_application_agrees_with_its_ledger(company: Connection) -> None:

@@ -7,7 +7,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.bench import analytics, delivery, demo, loading, reconciliation, sweep
+from tests.bench import analytics, delivery, demo, loading, reconciliation, report, sweep
 from tests.bench.ratio import Ratio
 
 BENCHES = {
@@ -16,6 +16,7 @@ BENCHES = {
     "delivery": delivery,
     "reconciliation": reconciliation,
     "analytics": analytics,
+    "report": report,
     "demo": demo,
 }
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
