@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zoneinfo import available_timezones
 
 from pydantic import AwareDatetime, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -112,6 +113,12 @@ class Settings(BaseSettings):
         default="EUR", pattern="^[A-Z]{3}$", description="Currency of converted figures, ISO 4217."
     )
 
+    reporting_time_zone: str = Field(
+        default="UTC",
+        description="Time zone whose midnights part the days of the figures, IANA name such as Europe/Berlin; "
+        "under another one than before the stored days are forgotten and computed anew when they are asked for.",
+    )
+
     backup_folder: Path | None = Field(default=None, description="Where backups are kept; unset: below FLEXPAY_HOME.")
     backup_offsite_folder: Path | None = Field(
         default=None, description="Where copies of backups go: a mount of another machine; unset: below FLEXPAY_HOME."
@@ -174,6 +181,14 @@ class Settings(BaseSettings):
         if len(amounts) < len(texts):
             raise ValueError("amounts are expected, such as 500,JPY:800, each currency once, all above 0")
         return amounts
+
+    @field_validator("reporting_time_zone")
+    @classmethod
+    def _known_time_zone(cls, value: str) -> str:
+        # Not ZoneInfo(value): that opens a file of this name, whatever its letters' case on some machines.
+        if value not in available_timezones():
+            raise ValueError("a name of the IANA time zone database is expected, such as Europe/Berlin")
+        return value
 
     @field_validator("billing_url", "control_url")
     @classmethod

@@ -8,6 +8,7 @@ from __future__ import annotations
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
+from zoneinfo import ZoneInfo
 
 import typer
 
@@ -16,6 +17,7 @@ from flexpay_pipelines.cli.runs import instance, require, run_job
 from flexpay_pipelines.clock import parse_instant
 from flexpay_pipelines.defs.resources import session
 from flexpay_pipelines.errors import BadInput
+from flexpay_pipelines.settings import load_settings
 
 analytics = typer.Typer(help="Compute MRR, churn and cohorts, and export them.", no_args_is_help=True)
 RUN_EXAMPLES = """
@@ -24,6 +26,13 @@ Examples:
 - `flexpay analytics run` : yesterday, with its report
 
 - `flexpay analytics run --from 2026-01-01 --to 2026-03-31 --yes` : a quarter again
+"""
+REPORT_EXAMPLES = """
+Examples:
+
+- `flexpay analytics report --day 2026-01-31 --out report` : the page and its datasets
+
+- `flexpay analytics report --day 2026-01-31 --out report --addresses` : with whole e-mail addresses
 """
 EXPORT_EXAMPLES = """
 Examples:
@@ -36,11 +45,13 @@ Examples:
 
 - `flexpay export deferred-revenue --from 2026-01 --to 2026-12 --grain month --out deferred.csv`
 
+- `flexpay export restatements --from 2026-01-01 --to 2026-03-31 --out changed.csv` : what late events changed
+
 - `flexpay export mrr-movements --from 2026-01 --to 2026-03 --grain month --known-at 2026-04-01T00:00Z --out q1.csv`
 """
 DATASET_HELP = (
-    "mrr-movements, mrr-summary, churn, cohorts, payments-health, dunning, rewards-liability, deferred-revenue "
-    "or paused-revenue."
+    "mrr-movements, mrr-summary, churn, cohorts, payments-health, dunning, rewards-liability, deferred-revenue, "
+    "paused-revenue or restatements."
 )
 SEGMENT_HELP = (
     "customer, plan, payment_frequency, country or currency; of payments also attempt and failure_class. "
@@ -54,6 +65,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.add_typer(analytics, name="analytics")
     analytics.command("run", epilog=RUN_EXAMPLES)(run)
+    analytics.command("report", epilog=REPORT_EXAMPLES)(report)
     analytics.command("export", epilog=EXPORT_EXAMPLES)(export)
     app.command("export", epilog=EXPORT_EXAMPLES)(export)
 
@@ -70,11 +82,18 @@ def parse_day(text: str) -> date:
         raise BadInput(f"'{text}' is not a day: write it as 2026-01-31.") from None
 
 
+def _yesterday() -> date:
+    """The last day that has ended, in UTC and in the reporting time zone: partitions are named by UTC days."""
+    now = datetime.now(UTC)
+    zone = ZoneInfo(load_settings().reporting_time_zone)
+    return min(now.date(), now.astimezone(zone).date()) - timedelta(days=1)
+
+
 def run(start: From = None, end: To = None, plan: PlanOnly = False, yes: Yes = False, as_json: AsJson = False) -> None:
     """Compute the days' figures again, and the report of the last one."""
     from flexpay_pipelines.defs.analytics import BALANCES, CHURN, COHORTS, MOVEMENTS, SUMMARY
 
-    yesterday = datetime.now(UTC).date() - timedelta(days=1)
+    yesterday = _yesterday()
     last = parse_day(end) if end else yesterday
     first = parse_day(start) if start else last
     if first > last:
@@ -89,11 +108,38 @@ def run(start: From = None, end: To = None, plan: PlanOnly = False, yes: Yes = F
                 stored = [MOVEMENTS, SUMMARY, CHURN, COHORTS, BALANCES]
                 require(run_job("daily_analytics", on=on, partitions=days, selection=stored))
             outcome = require(run_job("daily_analytics", on=on, partitions=(days[1], days[1])))
+            # A picture is for the UI and the page.
+            figures = {k: v for k, v in outcome.outputs["analytics/daily_report"].items() if k != "trend"}
             show(
-                {"run_id": outcome.run_id, **outcome.outputs["analytics/daily_report"]},
+                {"run_id": outcome.run_id, **figures},
                 as_json=as_json,
                 title="Computed",
             )
+
+
+def report(
+    out: Annotated[Path, typer.Option(help="The folder to write to; it is made where it is missing.")],
+    day: Annotated[str | None, typer.Option(metavar="DAY", help="2026-01-31; default: yesterday.")] = None,
+    addresses: Annotated[
+        bool, typer.Option("--addresses", help="Show the e-mail addresses of customers at risk whole.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the report of a day whose figures are stored, once more, to a folder of your own."""
+    from flexpay_pipelines.analytics import daily_report, use_time_zone
+
+    wanted = parse_day(day) if day else _yesterday()
+    with session("report") as opened:
+        use_time_zone(opened.billing, opened.settings.reporting_time_zone)
+        files = daily_report(
+            opened.billing,
+            day=wanted,
+            folder=out,
+            clock=opened.clock,
+            reporting_currency=opened.settings.reporting_currency,
+            masked=not addresses,
+        )
+    show({"report": files.html, "datasets": len(files.csv)}, as_json=as_json, title="Written")
 
 
 def export(
@@ -109,9 +155,10 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a dataset of the data contract to a file."""
-    from flexpay_pipelines.analytics import export_dataset
+    from flexpay_pipelines.analytics import export_dataset, use_time_zone
 
     with session("export") as opened:
+        use_time_zone(opened.billing, opened.settings.reporting_time_zone)
         rows = export_dataset(
             opened.billing,
             dataset=dataset,

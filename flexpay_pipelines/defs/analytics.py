@@ -4,19 +4,22 @@ What belongs here: the assets of run rate, risk and the report, job and schedule
 (`analytics`), payments and balances (`analytics_balances`), checks (`analytics_checks`).
 """
 
-from collections.abc import Iterator
-from datetime import date
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, date, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
 
 import dagster as dg
 
 from flexpay_pipelines.defs.billing import PAUSE_SWEEP
 from flexpay_pipelines.defs.migrations import schema_key
-from flexpay_pipelines.defs.presentation import figures, table
+from flexpay_pipelines.defs.presentation import ROWS_SHOWN, figures, table
 from flexpay_pipelines.defs.resources import FlexPay
 
 if TYPE_CHECKING:
-    from flexpay_pipelines.analytics import ChurnModel, Judgement
+    from flexpay_pipelines.analytics import ChurnModel, Judgement, Restatement
+    from flexpay_pipelines.database import Connection
+    from flexpay_pipelines.defs.resources import Session, Step
 
 GROUP = "analytics"
 DAYS = dg.DailyPartitionsDefinition(start_date="2024-01-01")
@@ -47,6 +50,23 @@ def days_of(context: dg.AssetExecutionContext) -> tuple[date, date]:
     return date.fromisoformat(keys.start), date.fromisoformat(keys.end)
 
 
+def reporting(at: "Session | Step") -> "Connection":
+    """The billing database, in which days begin at midnight in the reporting time zone."""
+    from flexpay_pipelines.analytics import use_time_zone
+
+    use_time_zone(at.billing, at.settings.reporting_time_zone)
+    return at.billing
+
+
+def named(rows: "Sequence[Mapping[str, Any]]", total: int | None = None, *, empty: str = "nothing") -> dg.MetadataValue:
+    """The first of many rows as a table that says how many more there are; `total` counts all of them."""
+    whole = len(rows) if total is None else total
+    shown = [{name: value for name, value in row.items() if name not in ("total", "compared")} for row in rows]
+    value = table(shown[:ROWS_SHOWN], empty=empty)
+    more = whole - min(len(shown), ROWS_SHOWN)
+    return dg.MetadataValue.md(f"{value.value}\n\n… and {more:,} more") if more > 0 else value
+
+
 def _spec(key: dg.AssetKey, deps: list[dg.AssetKey], description: str) -> dg.AssetSpec:
     return dg.AssetSpec(
         key, deps=deps, description=description, group_name=GROUP, kinds={"postgres"}, partitions_def=DAYS
@@ -70,22 +90,38 @@ def _spec(key: dg.AssetKey, deps: list[dg.AssetKey], description: str) -> dg.Ass
 )
 def subscription_metrics(context: dg.AssetExecutionContext, flexpay: FlexPay) -> Iterator[dg.MaterializeResult[None]]:
     """All figures of the days in one transaction, so that no reader sees one of them older than another."""
-    from flexpay_pipelines.analytics import MetricPolicy, key_figures, refresh
+    from flexpay_pipelines.analytics import MetricPolicy, key_figures, refresh, restatements
 
     with flexpay.step(context, "compute", "subscription metrics") as step:
         start, end = days_of(context)
         result = refresh(
-            step.billing,
+            reporting(step),
             start=start,
             end=end,
             clock=step.clock,
             policy=MetricPolicy(reporting_currency=step.settings.reporting_currency),
             progress=step.progress,
         )
-        shown = key_figures(step.billing, day=end, reporting_currency=step.settings.reporting_currency)
-        step.details = {"start": start.isoformat(), "end": end.isoformat()}
+        shown = key_figures(reporting(step), day=end, reporting_currency=step.settings.reporting_currency)
+        changed = restatements(reporting(step), first=date.min, last=date.max, newest=1) if result.restated else []
+        step.details = {"start": start.isoformat(), "end": end.isoformat(), "restated": result.restated}
     for key in (MOVEMENTS, SUMMARY, CHURN, COHORTS):
-        yield dg.MaterializeResult(asset_key=key, metadata={**figures(result), **figures(shown)})
+        more = _restated(changed[0]) if changed and key in (MOVEMENTS, SUMMARY) else {}
+        yield dg.MaterializeResult(asset_key=key, metadata={**figures(result), **figures(shown), **more})
+
+
+def _restated(what: "Restatement") -> dict[str, dg.MetadataValue]:
+    """What the run changed in days that were stored before, and why."""
+    totals, causes = what.totals, what.causes
+    return {
+        "restated_days": dg.MetadataValue.text(f"{what.days} days from {what.first_day} to {what.last_day}"),
+        "restated_totals": named(totals, totals[0]["total"] if totals else 0, empty="no total is otherwise"),
+        "restated_because_of": named(
+            causes,
+            causes[0]["total"] if causes else 0,
+            empty="the whole ledger was read anew" if what.events is None else "no new event",
+        ),
+    }
 
 
 @dg.asset(
@@ -103,8 +139,8 @@ def churn_risk(context: dg.AssetExecutionContext, flexpay: FlexPay) -> Iterator[
 
     with flexpay.step(context, "score", "churn risk") as step:
         day = days_of(context)[1]
-        result = refresh_churn_risk(step.billing, day=day, clock=step.clock, progress=step.progress)
-        model = churn_model(step.billing, day)
+        result = refresh_churn_risk(reporting(step), day=day, clock=step.clock, progress=step.progress)
+        model = churn_model(reporting(step), day)
         step.details = {"day": day.isoformat(), "model": result.model, "why": result.why}
         yield dg.MaterializeResult(
             metadata={**figures(result), **_model_shown(model)},
@@ -152,7 +188,7 @@ def daily_report(context: dg.AssetExecutionContext, flexpay: FlexPay) -> dg.Mate
         currency = step.settings.reporting_currency
         for key in context.partition_keys:
             files = write_report(
-                step.billing,
+                reporting(step),
                 day=date.fromisoformat(key),
                 folder=step.settings.home / "reports" / key,
                 clock=step.clock,
@@ -162,9 +198,9 @@ def daily_report(context: dg.AssetExecutionContext, flexpay: FlexPay) -> dg.Mate
         last = date.fromisoformat(context.partition_keys[-1])
         return dg.MaterializeResult(
             metadata={
-                **figures(key_figures(step.billing, day=last, reporting_currency=currency)),
+                **figures(key_figures(reporting(step), day=last, reporting_currency=currency)),
                 "report": dg.MetadataValue.path(files.html),
-                "trend": dg.MetadataValue.md(trend_svg(step.billing, day=last, reporting_currency=currency)),
+                "trend": dg.MetadataValue.md(trend_svg(reporting(step), day=last, reporting_currency=currency)),
             }
         )
 
@@ -175,8 +211,44 @@ daily_analytics = dg.define_asset_job(
     description="Compute the day's MRR, churn, cohorts and balances, score the customers at risk, write the report.",
 )
 
+NIGHT = timedelta(hours=2)
+
+
+def day_to_compute(tick: datetime, time_zone: str) -> date | None:
+    """The day that is computed at this full hour: two hours after its end, in UTC and in the reporting time zone.
+
+    None: no day's hour. Both count, since a partition ends with the UTC day of its name.
+    """
+    for back in (1, 2):
+        day = tick.astimezone(UTC).date() - timedelta(days=back)
+        following = day + timedelta(days=1)
+        ends = [datetime(*following.timetuple()[:3], tzinfo=zone) for zone in (UTC, ZoneInfo(time_zone))]
+        due = max(end.astimezone(UTC) for end in ends) + NIGHT
+        if due <= tick < due + timedelta(hours=1):
+            return day
+    return None
+
+
+@dg.schedule(
+    job=daily_analytics,
+    name="daily_analytics_at_02_00",
+    cron_schedule="0 * * * *",
+    description="The day before, at 02:00 in UTC and in the reporting time zone, whichever comes later.",
+)
+def daily_analytics_at_02_00(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
+    """Looks every hour, so that the reporting time zone and its clock changes are followed."""
+    from flexpay_pipelines.settings import load_settings
+
+    zone = load_settings().reporting_time_zone
+    day = day_to_compute(context.scheduled_execution_time, zone)
+    if day is None:
+        yield dg.SkipReason(f"It is not the hour of any day: 02:00 in UTC and in {zone}.")
+    else:
+        yield dg.RunRequest(partition_key=day.isoformat())
+
+
 defs = dg.Definitions(
     assets=[subscription_metrics, churn_risk, daily_report],
     jobs=[daily_analytics],
-    schedules=[dg.build_schedule_from_partitioned_job(daily_analytics, name="daily_analytics_at_02_00", hour_of_day=2)],
+    schedules=[daily_analytics_at_02_00],
 )

@@ -9,7 +9,17 @@ from datetime import timedelta
 
 import dagster as dg
 
-from flexpay_pipelines.defs.analytics import BALANCES, DAYS, GROUP, MOVEMENTS, ONE_RUN, PAYMENT_HEALTH, days_of
+from flexpay_pipelines.defs.analytics import (
+    BALANCES,
+    DAYS,
+    GROUP,
+    MOVEMENTS,
+    ONE_RUN,
+    PAYMENT_HEALTH,
+    days_of,
+    named,
+    reporting,
+)
 from flexpay_pipelines.defs.billing import STRIPE_EVENTS
 from flexpay_pipelines.defs.migrations import schema_key
 from flexpay_pipelines.defs.presentation import figures, table
@@ -43,13 +53,13 @@ def payment_health(context: dg.AssetExecutionContext, flexpay: FlexPay) -> dg.Ma
         start, end = days_of(context)
         since = min(start, end - SHOWN)
         shown = {
-            by: table(payments_health(step.billing, start=since, end=end, grain="month", by=by), empty="no attempts")
+            by: table(payments_health(reporting(step), start=since, end=end, grain="month", by=by), empty="no attempts")
             for by in ("payment_frequency", "plan", "attempt", "failure_class")
         }
-        days = payments_health(step.billing, start=since, end=end, grain="day")
+        days = payments_health(reporting(step), start=since, end=end, grain="day")
         attempts = sum(row["attempts"] for row in days)
         succeeded = sum(row["succeeded"] for row in days)
-        episodes = dunning(step.billing, start=since, end=end, grain="month")
+        episodes = dunning(reporting(step), start=since, end=end, grain="month")
         step.details = {"since": since.isoformat(), "day": end.isoformat(), "attempts": attempts}
         return dg.MaterializeResult(
             metadata={
@@ -76,10 +86,10 @@ def balances(context: dg.AssetExecutionContext, flexpay: FlexPay) -> Iterator[dg
 
     with flexpay.step(context, "compute", "balances") as step:
         start, end = days_of(context)
-        result = refresh_balances(step.billing, start=start, end=end, clock=step.clock, progress=step.progress)
+        result = refresh_balances(reporting(step), start=start, end=end, clock=step.clock, progress=step.progress)
         first = min(start, end - SHOWN)
-        stored = stored_balances(step.billing, first=first, last=end)
-        breaks = balance_breaks(step.billing, start=first, end=end)
+        stored = stored_balances(reporting(step), first=first, last=end)
+        breaks = balance_breaks(reporting(step), start=first, end=end)
         step.details = {"start": start.isoformat(), "end": end.isoformat(), "days_again": result.days_again}
         last = end.isoformat()
         yield dg.MaterializeResult(
@@ -96,7 +106,7 @@ def balances(context: dg.AssetExecutionContext, flexpay: FlexPay) -> Iterator[dg
                 dg.AssetCheckResult(
                     check_name=ADD_UP.name,
                     passed=not breaks,
-                    metadata={**figures({"count": len(breaks)}), "breaks": table(breaks)},
+                    metadata={**figures({"count": len(breaks)}), "breaks": named(breaks)},
                 )
             ],
         )

@@ -10,28 +10,31 @@ from typing import Any
 
 import dagster as dg
 
-from flexpay_pipelines.defs.analytics import CHURN, MOVEMENTS, PAYMENT_HEALTH, SUMMARY
-from flexpay_pipelines.defs.presentation import figures, table
+from flexpay_pipelines.defs.analytics import CHURN, MOVEMENTS, PAYMENT_HEALTH, SUMMARY, named, reporting
+from flexpay_pipelines.defs.presentation import figures
 from flexpay_pipelines.defs.resources import FlexPay, Session
 
 CHECKED = timedelta(days=400)
 EXPECTED = timedelta(days=30)
 
 
-def _result(
-    breaks: Sequence[Mapping[str, Any]], *, passed: bool | None = None, total: int | None = None, **more: Any
-) -> dg.AssetCheckResult:
-    counted = len(breaks) if total is None else total
+def _result(breaks: Sequence[Mapping[str, Any]], *, passed: bool | None = None, **more: Any) -> dg.AssetCheckResult:
+    counted = _total(breaks)
     return dg.AssetCheckResult(
         passed=not breaks if passed is None else passed,
-        metadata={**figures({"count": counted}), "breaks": table(breaks), **more},
+        metadata={**figures({"count": counted}), "breaks": named(breaks, counted), **more},
     )
+
+
+def _total(rows: Sequence[Mapping[str, Any]]) -> int:
+    """How many rows there are in all, where only the first are here."""
+    return int(rows[0].get("total", len(rows))) if rows else 0
 
 
 def _newest_day(session: Session) -> date | None:
     from flexpay_pipelines.analytics import how_fresh
 
-    return how_fresh(session.billing, now=session.clock.now()).newest_day
+    return how_fresh(reporting(session), now=session.clock.now()).newest_day
 
 
 @dg.asset_check(asset=SUMMARY, blocking=True)
@@ -41,9 +44,9 @@ def movements_explain_mrr(flexpay: FlexPay) -> dg.AssetCheckResult:
 
     with flexpay.session("identity check") as session:
         today = session.clock.now().date()
-        breaks = identity_breaks(session.billing, start=today - CHECKED, end=today)
-        behind = events_behind(session.billing, [row["day"] for row in breaks])
-    return _result(breaks, events=table(behind))
+        breaks = identity_breaks(reporting(session), start=today - CHECKED, end=today)
+        behind = events_behind(reporting(session), [row["day"] for row in breaks])
+    return _result(breaks, events=named(behind, _total(behind)))
 
 
 @dg.asset_check(asset=SUMMARY, blocking=True)
@@ -53,10 +56,10 @@ def months_agree_with_days(flexpay: FlexPay) -> dg.AssetCheckResult:
 
     with flexpay.session("month check") as session:
         newest = _newest_day(session)
-        breaks = [] if newest is None else month_breaks(session.billing, last=newest)
+        breaks = [] if newest is None else month_breaks(reporting(session), last=newest)
         days = [date.fromisoformat(f"{row['period']}-01") + timedelta(days=n) for row in breaks for n in range(31)]
-        behind = events_behind(session.billing, days)
-    return _result(breaks, events=table(behind))
+        behind = events_behind(reporting(session), days)
+    return _result(breaks, events=named(behind, _total(behind)))
 
 
 @dg.asset_check(asset=MOVEMENTS, blocking=True)
@@ -65,7 +68,7 @@ def intervals_are_whole(flexpay: FlexPay) -> dg.AssetCheckResult:
     from flexpay_pipelines.analytics import interval_breaks
 
     with flexpay.session("interval check") as session:
-        return _result(interval_breaks(session.billing))
+        return _result(interval_breaks(reporting(session)))
 
 
 @dg.asset_check(asset=MOVEMENTS, blocking=True)
@@ -74,8 +77,8 @@ def events_are_used_once(flexpay: FlexPay) -> dg.AssetCheckResult:
     from flexpay_pipelines.analytics import event_breaks
 
     with flexpay.session("event check") as session:
-        breaks = event_breaks(session.billing)
-    return _result(breaks, total=breaks[0]["total"] if breaks else 0)
+        breaks = event_breaks(reporting(session))
+    return _result(breaks)
 
 
 @dg.asset_check(asset=PAYMENT_HEALTH, blocking=True)
@@ -85,10 +88,9 @@ def payments_match_run_rate(flexpay: FlexPay) -> dg.AssetCheckResult:
 
     with flexpay.session("payment check") as session:
         newest = _newest_day(session)
-        breaks = [] if newest is None else payment_breaks(session.billing, day=newest)
+        breaks = [] if newest is None else payment_breaks(reporting(session), day=newest)
     compared = figures({"compared": breaks[0]["compared"]} if breaks else {})
-    total = breaks[0]["total"] if breaks else 0
-    return _result(breaks, passed=plausible(breaks), total=total, **compared)
+    return _result(breaks, passed=plausible(breaks), **compared)
 
 
 @dg.asset_check(asset=MOVEMENTS, blocking=True)
@@ -97,7 +99,7 @@ def figures_are_fresh(flexpay: FlexPay) -> dg.AssetCheckResult:
     from flexpay_pipelines.analytics import how_fresh
 
     with flexpay.session("freshness check") as session:
-        fresh = how_fresh(session.billing, now=session.clock.now())
+        fresh = how_fresh(reporting(session), now=session.clock.now())
     return dg.AssetCheckResult(
         passed=not fresh.overlooked_events and not fresh.days_behind,
         severity=dg.AssetCheckSeverity.ERROR if fresh.overlooked_events else dg.AssetCheckSeverity.WARN,
@@ -115,7 +117,7 @@ def figures_are_in_range(flexpay: FlexPay) -> dg.AssetCheckResult:
         if newest is None:
             return _result([])
         shown = expected_figures(
-            session.billing, first=newest - EXPECTED, last=newest, currency=session.settings.reporting_currency
+            reporting(session), first=newest - EXPECTED, last=newest, currency=session.settings.reporting_currency
         )
     return _result(unexpected(shown))
 

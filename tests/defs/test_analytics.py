@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import dagster as dg
 import pytest
 
 from flexpay_pipelines.database import Connection
+from flexpay_pipelines.defs.analytics import day_to_compute
 from flexpay_pipelines.defs.resources import FlexPay
 from tests.analytics.ledger import write
 from tests.analytics.money import DAY, Entry, Payment, book, pay, started
@@ -85,3 +87,54 @@ def test_a_check_that_fails_names_customers_and_stops_the_report(
     rows = str(failed.metadata["breaks"].value)
     assert all(f"| {customer} |" in rows for customer in ("c0", "c1", "c10", "c11"))
     assert not (tmp_path / "reports" / KEY).exists()
+
+
+def test_a_run_shows_what_it_restated_and_why(company: Connection, instance: dg.DagsterInstance) -> None:
+    assert _run(instance).success
+    write(company, [replace(started("c3-1", START), event="changed", amount_minor=1100)])
+    result = _run(instance)
+    movements = next(
+        made
+        for made in result.asset_materializations_for_node("subscription_metrics")
+        if made.asset_key == dg.AssetKey(["analytics", "mrr_movements"])
+    )
+    assert movements.metadata["restated"].value == 1
+    assert movements.metadata["restated_days"].value == f"1 days from {KEY} to {KEY}"
+    assert "| 2026-03-01 | EUR | 144000 | 145200 |" in str(movements.metadata["restated_totals"].value)
+    assert "| event | c3 | c3-1 |" in str(movements.metadata["restated_because_of"].value)
+
+
+def test_a_check_with_many_breaks_says_how_many_more_there_are(
+    company: Connection, instance: dg.DagsterInstance
+) -> None:
+    write(company, [replace(started(f"d{n}-1", START), event="canceled") for n in range(60)])
+    result = _run(instance)
+    assert not result.success
+    failed = _checks(result)["intervals_are_whole"]
+    assert failed.metadata["count"].value == 60
+    shown = str(failed.metadata["breaks"].value)
+    assert shown.count("current state differs") == 50
+    assert shown.endswith("… and 10 more")
+
+
+@pytest.mark.parametrize(
+    ("zone", "hours"),
+    [
+        ("UTC", {2: 1}),
+        ("Asia/Tokyo", {2: 1}),
+        ("America/New_York", {7: 1}),
+        ("Pacific/Honolulu", {12: 1}),
+        ("America/St_Johns", {6: 1}),
+    ],
+)
+def test_a_day_is_computed_when_it_is_over_in_utc_and_in_its_zone(zone: str, hours: dict[int, int]) -> None:
+    ticks = [datetime(2026, 1, 10, hour, tzinfo=UTC) for hour in range(24)]
+    found = {tick.hour: day for tick in ticks if (day := day_to_compute(tick, zone)) is not None}
+    assert found == {hour: date(2026, 1, 10) - timedelta(days=back) for hour, back in hours.items()}
+
+
+def test_every_day_of_a_year_is_computed_once_although_clocks_change() -> None:
+    ticks = [datetime(2026, 1, 2, tzinfo=UTC) + timedelta(hours=n) for n in range(24 * 365)]
+    for zone in ("UTC", "America/New_York", "Europe/Berlin", "Australia/Lord_Howe"):
+        days = [day for tick in ticks if (day := day_to_compute(tick, zone)) is not None]
+        assert days == [date(2026, 1, 1) + timedelta(days=n) for n in range(365)]
