@@ -23,12 +23,14 @@ STOP_SECONDS = 30
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command("demo", epilog="Example: `flexpay demo --customers 500` takes half a minute.")(demo)
+    app.command("demo", epilog="Example: `flexpay demo --customers 3000`")(demo)
     app.command("dev", epilog="Example: `flexpay dev --port 3001`")(dev)
 
 
 def demo(
-    customers: Annotated[int, typer.Option(min=50, help="How many customers the demo company has.")] = 5_000,
+    customers: Annotated[
+        int, typer.Option(min=50, help="How many customers the demo company has; with few the incident may go unseen.")
+    ] = 5_000,
     seed: Annotated[int, typer.Option(help="The same seed makes the same company.")] = 1,
     as_json: AsJson = False,
 ) -> None:
