@@ -265,8 +265,8 @@ def _incident(stage: Stage) -> str:
         now += STEP
         if now > released + LONGEST_INCIDENT:
             raise CheckFailed(
-                f"The sensor did not see the incident within {LONGEST_INCIDENT}: {stage.customers:,} customers make too few "
-                "payments to tell it from chance, 5,000 make enough."
+                f"The sensor did not see the incident within {LONGEST_INCIDENT}: {stage.customers:,} customers make "
+                "too few payments to tell it from chance, 5,000 make enough."
             )
         stage.stripe.advance(now)
         stage.run("stripe_exchange", now)
