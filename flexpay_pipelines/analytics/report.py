@@ -59,54 +59,57 @@ def daily_report(
         BadInput: the day is not stored.
         PermanentError, TransientError: a file cannot be written.
     """
-    snapshot = require_stored(connection, day)
-    first = max(
-        queries("analytics_report").first_stored_day(connection, since=day - timedelta(days=TREND_DAYS)) or day,
-        day - timedelta(days=TREND_DAYS),
-    )
-    figures = read_stored(connection, first=first, last=day, reporting_currency=reporting_currency)
-    since = day - timedelta(days=BAR_DAYS - 1)
-    payments = payments_health(connection, start=since, end=day, grain="day")
-    balances = stored_balances(connection, first=first, last=day)
-    risks = risk_rows(connection, day=day, named=AT_RISK_ROWS, masked=masked)
-    with disk_errors("making the folder of the report"):
-        folder.mkdir(parents=True, exist_ok=True)
-    html = folder / "report.html"
-    page = Page(
-        day=day,
-        made_at=clock.now(),
-        figures=figures,
-        payments=payments,
-        recovery=recovery(connection, start=since, end=day),
-        balances=balances,
-        risks=risks,
-        scores=queries("analytics_risk").score_counts(connection, day=day),
-        snapshot=snapshot,
-        breaks=identity_breaks(connection, start=first, end=day),
-        gaps=interval_breaks(connection),
-        fresh=freshness(connection),
-        restated=queries("analytics_report").restated_days(connection, first=first, last=day),
-        restatements=restatements(connection, first=first, last=day),
-        time_zone=time_zone(connection),
-    )
-    _write_page(render(page), html)
-    written: dict[str, dict[str, Path]] = {kind: {} for kind in FORMATS}
-    for name, rows, columns in _datasets(figures, payments, balances):
-        for kind in FORMATS:
-            written[kind][name] = folder / f"{name}.{kind}"
-            native = name != "cohorts" or figures.shown is None
-            write_rows(rows, columns, format=kind, out=written[kind][name], native=native)
-    at = midnight(connection, day + timedelta(days=1))
-    for name, columns, statement, parameters in (
-        ("mrr-movements", DATASETS["mrr-movements"].columns, queries("analytics_report").copy_movements,
-         {"first": first, "last": day}),
-        ("churn-risk", RISK_COLUMNS, queries("analytics_risk").copy_scores, {"day": day, "at": at}),
-    ):  # fmt: skip
-        for kind in FORMATS:
-            written[kind][name] = folder / f"{name}.{kind}"
-        write_copied(connection, statement.sql, parameters, columns, csv=written["csv"][name],
-                     parquet=written["parquet"][name])  # fmt: skip
-    return ReportFiles(html, written["parquet"], written["csv"])
+    with connection.transaction():
+        # Sorts and hashes of all customers; the setting ends with the transaction.
+        connection.execute("SELECT set_config('work_mem', '128MB', true)")
+        snapshot = require_stored(connection, day)
+        first = max(
+            queries("analytics_report").first_stored_day(connection, since=day - timedelta(days=TREND_DAYS)) or day,
+            day - timedelta(days=TREND_DAYS),
+        )
+        figures = read_stored(connection, first=first, last=day, reporting_currency=reporting_currency)
+        since = day - timedelta(days=BAR_DAYS - 1)
+        payments = payments_health(connection, start=since, end=day, grain="day")
+        balances = stored_balances(connection, first=first, last=day)
+        risks = risk_rows(connection, day=day, named=AT_RISK_ROWS, masked=masked)
+        with disk_errors("making the folder of the report"):
+            folder.mkdir(parents=True, exist_ok=True)
+        html = folder / "report.html"
+        page = Page(
+            day=day,
+            made_at=clock.now(),
+            figures=figures,
+            payments=payments,
+            recovery=recovery(connection, start=since, end=day),
+            balances=balances,
+            risks=risks,
+            scores=queries("analytics_risk").score_counts(connection, day=day),
+            snapshot=snapshot,
+            breaks=identity_breaks(connection, start=first, end=day),
+            gaps=interval_breaks(connection),
+            fresh=freshness(connection),
+            restated=queries("analytics_report").restated_days(connection, first=first, last=day),
+            restatements=restatements(connection, first=first, last=day),
+            time_zone=time_zone(connection),
+        )
+        _write_page(render(page), html)
+        written: dict[str, dict[str, Path]] = {kind: {} for kind in FORMATS}
+        for name, rows, columns in _datasets(figures, payments, balances):
+            for kind in FORMATS:
+                written[kind][name] = folder / f"{name}.{kind}"
+                native = name != "cohorts" or figures.shown is None
+                write_rows(rows, columns, format=kind, out=written[kind][name], native=native)
+        at = midnight(connection, day + timedelta(days=1))
+        for name, columns, statement, parameters in (
+            ("mrr-movements", DATASETS["mrr-movements"].columns, queries("analytics_report").copy_movements,
+             {"first": first, "last": day}),
+            ("churn-risk", RISK_COLUMNS, queries("analytics_risk").copy_scores, {"day": day, "at": at}),
+        ):  # fmt: skip
+            for kind in FORMATS:
+                written[kind][name] = folder / f"{name}.{kind}"
+            write_copied(connection, statement.sql, parameters, columns, csv=written["csv"][name],
+                         parquet=written["parquet"][name])  # fmt: skip
+        return ReportFiles(html, written["parquet"], written["csv"])
 
 
 def _datasets(
