@@ -1,0 +1,65 @@
+"""What holds of Stripe's invoices however late Stripe was told: no day paid twice, nothing collected during a pause.
+
+What belongs here: statements that need no calendar of ours. What does not: which days must have been billed
+(`billing_days`, for whoever was told in time). That the dates agree again once they are mended, `invariants` says.
+
+- Of two invoices that were collected, the later one's period begins when the earlier one's has ended. Only a change of
+  frequency at once begins one earlier: the rest of the running one is credited.
+- From the moment in which Stripe was told of a pause until it was told of its end, or the pause ended, no invoice was
+  collected. How late it was told does not matter.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any
+
+from tests.model.world import World
+
+_MOMENT = timedelta(seconds=1)
+
+
+def no_day_is_paid_twice(world: World) -> None:
+    for ref in world.refs:
+        changes = world.admin.execute(
+            "SELECT c.created_at, coalesce(c.delivered_at, '9999-01-01') AS at FROM billing.stripe_commands AS c"
+            " JOIN billing.subscriptions USING (subscription_id)"
+            " WHERE subscription_ref = %s AND operation = 'change_price'"
+            " AND parameters ->> 'proration' = 'create_prorations'",
+            (ref,),
+        ).fetchall()
+        for one, following in pairwise(_collected(world, ref)):
+            begins = _instant(following["created"])
+            # The answer may have been lost: what was made is known to be delivered later, or never.
+            asked = any(row["created_at"] <= begins <= row["at"] for row in changes)
+            changed = asked and following["billing_reason"] == "subscription_update"
+            assert changed or begins >= _instant(one["period_end"]), (ref, one["id"], following["id"])
+
+
+def no_pause_is_billed(world: World) -> None:
+    for ref in world.refs:
+        told = world.admin.execute(
+            "SELECT operation, delivered_at AS at, (parameters ->> 'resumes_at')::timestamptz AS ends_at"
+            " FROM billing.stripe_commands AS c JOIN billing.subscriptions USING (subscription_id)"
+            " WHERE subscription_ref = %s AND operation IN ('pause', 'resume') AND delivered_at IS NOT NULL"
+            " ORDER BY command_id",
+            (ref,),
+        ).fetchall()
+        made = [_instant(one["created"]) for one in _collected(world, ref)]
+        for number, pause in enumerate(told):
+            if pause["operation"] == "pause":
+                resumed = [row["at"] for row in told[number + 1 :] if row["operation"] == "resume"]
+                # A collection that is paused until an instant goes on then by itself.
+                ends = [pause["ends_at"]] if world.company.pause_mode == "collection" and pause["ends_at"] else []
+                until = min([*resumed, *ends, world.now])
+                paused = [at for at in made if pause["at"] < at < until - _MOMENT]
+                assert not paused, (ref, pause, paused)
+
+
+def _collected(world: World, ref: str) -> list[dict[str, Any]]:
+    return [one for one in world.stand.invoices(world.stripe_id(ref)) if one["status"] in ("paid", "open")]
+
+
+def _instant(seconds: int) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
