@@ -24,7 +24,6 @@ STORED_KINDS = ("total", "plan", "payment_frequency", "country", "currency")
 
 _TABLES = {
     "metric_subscriptions": "subscription_id bigint PRIMARY KEY, touched_from timestamptz NOT NULL",
-    "metric_currencies": "currency text PRIMARY KEY",
     "metric_customers": "customer_id bigint PRIMARY KEY",
     "metric_plural": "customer_id bigint PRIMARY KEY",
     "metric_periods": "period date PRIMARY KEY",
@@ -114,6 +113,7 @@ class Workspace:
         self.connection.execute(view.format(sql.SQL(touched), known))
         queries("analytics_intervals").create_replay(self.connection)
         queries("analytics_intervals").insert_repeated(self.connection)
+        self._statistics("metric_repeated")
 
     def clear(self) -> None:
         """Make room for another pass over the same intervals."""
@@ -287,7 +287,7 @@ def _create(connection: Connection) -> None:
         for name, columns in _TABLES.items()
     ]
     connection.execute(sql.SQL("; ").join(tables))
-    queries("analytics_currencies").load_currencies(connection)
+    queries("analytics_currencies").create_currencies(connection)
     queries("analytics_movements").create_alone(connection)
     queries("analytics_movements").create_classed(connection)
     queries("analytics_movements").create_customer_periods(connection)
@@ -297,7 +297,7 @@ def _drop(connection: Connection, *others: str) -> None:
     """The views go with the tables."""
     from psycopg import sql  # noqa: PLC0415
 
-    names = [sql.Identifier("pg_temp", name) for name in (*others, *_TABLES)]
+    names = [sql.Identifier("pg_temp", name) for name in (*others, "metric_currencies", *_TABLES)]
     connection.execute(
         "DROP VIEW IF EXISTS pg_temp.metric_chosen, pg_temp.metric_replayed, pg_temp.metric_events,"
         " pg_temp.metric_ledger, pg_temp.metric_fx_rates"

@@ -44,9 +44,9 @@ SELECT
 FROM metric_windows AS w
 CROSS JOIN metric_currencies AS c;
 
--- name: load_currencies()!
--- description: The currencies that customers pay in, looked for once.
-INSERT INTO metric_currencies (currency)
+-- name: create_currencies#
+-- description: The table metric_currencies: the currencies that customers pay in, looked for once.
+CREATE TEMP TABLE metric_currencies ON COMMIT DROP AS
 SELECT DISTINCT currency FROM billing.customers;
 
 -- name: currencies()

@@ -245,8 +245,11 @@ SELECT
     set_config('enable_nestloop', :wanted, TRUE);
 
 -- name: prefer_lookups()$
--- description: What is touched is a small part of tables whose pages are mostly in memory.
-SELECT set_config('random_page_cost', '1.1', TRUE);
+-- description: What is touched is a small part of tables whose pages are mostly in memory, and needs no fine statistics.
+SELECT
+    set_config('seq_page_cost', '0.1', TRUE),
+    set_config('random_page_cost', '0.1', TRUE),
+    set_config('default_statistics_target', '10', TRUE);
 
 -- name: insert_intervals()!
 -- description: Writes metric_replayed into metric_intervals.

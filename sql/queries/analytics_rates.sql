@@ -11,6 +11,8 @@ WITH numbered AS (
         lead(c.period) OVER w AS next_period,
         sum(cast(c.with_after AS integer)) OVER w AS times_with
     FROM metric_customer_periods AS c
+    -- What lies further back than a window before the first change that counts bounds no window.
+    WHERE c.period + 2 * cast(:span AS integer) > coalesce(cast(:base AS date), '-infinity')
     WINDOW w AS (PARTITION BY c.customer_id ORDER BY c.period)
 ),
 

@@ -305,6 +305,11 @@ c.frequency_after AS segment
         WHERE c.kind_after <> 'out' AND (c.kind_before = 'out' OR k.left_segment <> k.segment)
     ) AS s
     WHERE NOT c.alone AND k.kind = any(cast(:kinds AS text []))
+        AND c.customer_id IN (
+            SELECT m.customer_id
+            FROM metric_several AS m
+            INNER JOIN metric_periods AS p ON m.period = p.period
+        )
     GROUP BY c.customer_id, k.kind, s.segment, c.period, c.currency
 ),
 

@@ -82,9 +82,14 @@ FLOOR_ENDS = (
 )
 
 
-def _clone(cluster: Cluster, name: str) -> str:
+def _drop(cluster: Cluster, name: str) -> None:
     with opened(cluster.url("template1"), purpose="bench") as connection:
         connection.execute(f"DROP DATABASE IF EXISTS {name}".encode())
+
+
+def _clone(cluster: Cluster, name: str) -> str:
+    _drop(cluster, name)
+    with opened(cluster.url("template1"), purpose="bench") as connection:
         connection.execute(f"CREATE DATABASE {name} TEMPLATE postgres STRATEGY file_copy".encode())
         connection.execute("CHECKPOINT")
     return cluster.url(name)
@@ -124,6 +129,11 @@ def _measure(subscriptions: int, rounds: int) -> list[Ratio]:
     with scratch_cluster() as cluster:
         _load(cluster, subscriptions, due)
         before = _megabytes()
+        # First, and on a copy just made: its pages are in the machine's memory, as those of a database at work are.
+        few_due_at = NOON - (due - FEW + 1) * APART
+        with opened(_clone(cluster, "few"), purpose="bench") as connection:
+            few = _timed(lambda: _ours(connection, few_due_at, FEW))
+        _drop(cluster, "few")
         for _ in range(rounds):
             with opened(_clone(cluster, "bare"), purpose="bench") as connection:
                 seconds["bare starts"].append(_timed(lambda c=connection: _floor(c, FLOOR_STARTS, NOON)))  # type: ignore[misc]
@@ -132,9 +142,6 @@ def _measure(subscriptions: int, rounds: int) -> list[Ratio]:
                 seconds["starts"].append(_timed(lambda c=connection: _ours(c, NOON, due)))  # type: ignore[misc]
                 seconds["ends"].append(_timed(lambda c=connection: _ours(c, LATER, due)))  # type: ignore[misc]
         after = _megabytes()
-        few_due_at = NOON - (due - FEW + 1) * APART
-        with opened(cluster.url(), purpose="bench") as connection:
-            few = _timed(lambda: _ours(connection, few_due_at, FEW))
     median = {name: statistics.median(taken) for name, taken in seconds.items()}
     among = f"among {subscriptions:,}"
     return [
