@@ -37,6 +37,23 @@ BEGIN
     IF missing IS NOT NULL THEN
         RAISE EXCEPTION 'analytics: index missing or invalid: %', missing;
     END IF;
+    SELECT string_agg(wanted.name, ', ') INTO missing
+    FROM (
+        VALUES
+        ('analytics.restatements', 'restatements_days_check'),
+        ('analytics.restatements', 'restatements_events_check'),
+        ('analytics.restatements', 'restatements_moved_customers_check'),
+        ('analytics.restated_figures', 'restated_figures_check'),
+        ('analytics.restatement_causes', 'restatement_causes_cause_check'),
+        ('analytics.restatement_causes', 'restatement_causes_check')
+    ) AS wanted (relation, name)
+    WHERE NOT EXISTS (
+        SELECT 1 FROM pg_constraint AS k
+        WHERE k.conrelid = to_regclass(wanted.relation) AND k.conname = wanted.name AND k.convalidated
+    );
+    IF missing IS NOT NULL THEN
+        RAISE EXCEPTION 'analytics: constraint missing or not validated: %', missing;
+    END IF;
     SELECT string_agg(c.relname || coalesce('.' || a.attname, ''), ', ') INTO missing
     FROM pg_class AS c
     LEFT JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
