@@ -23,7 +23,7 @@ STOP_SECONDS = 30
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command("demo", epilog="Example: `flexpay demo --customers 3000`")(demo)
+    app.command("demo", epilog="Example: `flexpay demo --json`")(demo)
     app.command("dev", epilog="Example: `flexpay dev --port 3001`")(dev)
 
 
