@@ -118,6 +118,27 @@ def connect(url: str, *, purpose: str, role: str = BILLING, connect_timeout: int
         ) from error
 
 
+def beside(connection: Connection, *, purpose: str) -> Connection:
+    """Another session with the same database, of the same user and time zone.
+
+    Raises:
+        DatabaseUnavailable: the server takes no other.
+    """
+    import psycopg  # noqa: PLC0415
+    from psycopg.rows import dict_row  # noqa: PLC0415
+
+    same = connection.info
+    known: dict[str, Any] = {**same.get_parameters(), "password": same.password or None}
+    known |= {
+        "application_name": f"flexpay {purpose}"[:63],
+        "options": f"-c timezone={same.parameter_status('TimeZone')}",
+    }
+    try:
+        return psycopg.connect(**known, autocommit=True, row_factory=dict_row, prepare_threshold=None)
+    except psycopg.OperationalError as error:
+        raise DatabaseUnavailable(f"Cannot open a second session: {' '.join(str(error).split())}.") from error
+
+
 @contextmanager
 def opened(url: str, *, purpose: str, role: str = BILLING) -> Iterator[Connection]:
     """`connect`, closed at the end; an error inside rolls its own transaction back."""
@@ -126,6 +147,13 @@ def opened(url: str, *, purpose: str, role: str = BILLING) -> Iterator[Connectio
         yield connection
     finally:
         connection.close()
+
+
+def in_transaction(connection: Connection) -> bool:
+    """Whether a transaction is open: what is written in it, only it can see."""
+    from psycopg.pq import TransactionStatus  # noqa: PLC0415
+
+    return connection.info.transaction_status != TransactionStatus.IDLE
 
 
 @contextmanager

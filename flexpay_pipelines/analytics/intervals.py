@@ -13,6 +13,7 @@ from typing import Any
 
 from flexpay_pipelines.analytics.bulk import first_rows_of
 from flexpay_pipelines.analytics.days import day_of
+from flexpay_pipelines.analytics.halves import OtherHalf
 from flexpay_pipelines.analytics.policy import Span
 from flexpay_pipelines.analytics.stored_cohorts import take_out
 from flexpay_pipelines.analytics.workspace import Workspace
@@ -32,12 +33,20 @@ class Touched:
     cohorts: date | None = None
 
 
-def bring_intervals_up_to_date(work: Workspace, asked: Span, progress: Callable[[str], None]) -> Touched:
+def bring_intervals_up_to_date(
+    work: Workspace,
+    asked: Span,
+    progress: Callable[[str], None],
+    other: OtherHalf,
+    then: Callable[[Workspace], object],
+) -> Touched:
     """Replay the subscriptions that have events which the stored intervals do not hold, and those of moved customers.
 
     An event may be committed after one with a larger id. The ids that were missing below the mark are kept, and looked
     for again until the transactions that were writing to the ledger then have ended. Hence the order of the statements:
     who ended before the ledger is read is seen in it; who has not is among the writers afterwards.
+
+    `other` is reading its half of the ledger; `then` is what it is to do when its intervals are here.
     """
     connection = work.connection
     named = queries("analytics_intervals")
@@ -48,7 +57,7 @@ def bring_intervals_up_to_date(work: Workspace, asked: Span, progress: Callable[
     mark, gaps = (0, _multirange([])) if known is None else (known["event_high_water"], known["gaps"])
     extent = named.ledger_extent(connection, event_high_water=mark, gaps=gaps)
     if known is None:
-        touched = _replay_everything(work, progress)
+        touched = _replay_everything(work, progress, other, then)
     else:
         named.touch_new_events(connection, event_high_water=mark, late=extent["late"])
         touched = _replay_touched(work, asked, progress)
@@ -71,7 +80,9 @@ def _multirange(ranges: list[Any]) -> Any:
     return Multirange(ranges)
 
 
-def _replay_everything(work: Workspace, progress: Callable[[str], None]) -> Touched:
+def _replay_everything(
+    work: Workspace, progress: Callable[[str], None], other: OtherHalf, then: Callable[[Workspace], object]
+) -> Touched:
     connection = work.connection
     named = queries("analytics_intervals")
     ledger = named.whole_ledger(connection)
@@ -83,6 +94,8 @@ def _replay_everything(work: Workspace, progress: Callable[[str], None]) -> Touc
         named.allow_lookups(connection, wanted="off")
         named.insert_intervals(connection)
         named.allow_lookups(connection, wanted="on")
+        other.pour(connection, "metric_intervals", "analytics.run_rate_intervals")
+        other.start(then)
     return Touched(ledger["subscriptions"], ledger["since"], 0)
 
 

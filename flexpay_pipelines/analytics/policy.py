@@ -62,6 +62,11 @@ class Span:
         return self.last if self.grain == "day" else next_month(self.last) - timedelta(days=1)
 
     @property
+    def days(self) -> list[date]:
+        """Every day of them."""
+        return [self.first + timedelta(days=number) for number in range((self.last_day - self.first).days + 1)]
+
+    @property
     def since(self) -> date:
         """The day with whose midnight they begin."""
         return self.first

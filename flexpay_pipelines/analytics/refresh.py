@@ -9,16 +9,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from functools import partial
 
 from flexpay_pipelines.analytics.bulk import first_rows_of
 from flexpay_pipelines.analytics.days import day_of, time_zone
+from flexpay_pipelines.analytics.halves import OtherHalf, shared_out
 from flexpay_pipelines.analytics.intervals import bring_intervals_up_to_date
 from flexpay_pipelines.analytics.policy import DEFINITION, ROLLING_DAYS, STRIPE_DEFINITION, MetricPolicy, Span, span
 from flexpay_pipelines.analytics.restatements import keep_earlier, record_restatement, remember_ledger
 from flexpay_pipelines.analytics.stored_cohorts import keep_cohorts
 from flexpay_pipelines.analytics.workspace import STORED_KINDS, Workspace, lead_in, stored_workspace
 from flexpay_pipelines.clock import Clock
-from flexpay_pipelines.database import Connection, advisory_lock
+from flexpay_pipelines.database import Connection, advisory_lock, in_transaction
 from flexpay_pipelines.sql import queries
 
 LOCK = "flexpay analytics refresh"
@@ -60,20 +62,28 @@ def refresh(
     asked = span("day", start, end)
     policy = policy or MetricPolicy()
     began = time.monotonic()
-    with advisory_lock(connection, LOCK), stored_workspace(connection, policy) as work:
+    ours = not in_transaction(connection)
+    with (
+        advisory_lock(connection, LOCK),
+        stored_workspace(connection, policy) as whole_work,
+        shared_out(whole_work, possible=ours) as (work, other),
+    ):
         _forget_other_policies(connection, policy)
         ledger = remember_ledger(connection)
-        touched = bring_intervals_up_to_date(work, asked, progress)
+        other.start(Workspace.read_ledger)
+        # Where there is another half, nothing is stored: the days asked for are all.
+        touched = bring_intervals_up_to_date(work, asked, progress, other, partial(_sum_half, whole=asked))
         wanted = _days(connection, asked, touched.since)
         whole = Span("day", wanted[0], wanted[-1])
         progress(f"Computing {len(wanted)} days, {whole.first} to {whole.last}.")
-        base = _compute(connection, work, whole)
+        base = _sum_customers(work, whole)
         keep_earlier(connection, ledger, wanted)
-        movements, changed = _keep(connection, wanted)
+        movements, changed = _keep(work, other, whole, wanted, base)
         progress("Computing rates.")
-        _keep_rates(connection, work, wanted, base)
+        _compare_windows(work, other, whole, base)
+        _keep_rates(connection, work, wanted)
         progress("Computing cohorts.")
-        keep_cohorts(work, whole, touched)
+        keep_cohorts(work, other, whole, touched)
         restated = [day for day in changed if _is_stored(connection, day)]
         record_restatement(connection, ledger, restated, clock.now())
         queries("analytics_refresh").keep_snapshots(
@@ -117,64 +127,89 @@ def _empty(connection: Connection, table: str) -> None:
 
 def _days(connection: Connection, asked: Span, touched_since: datetime | None) -> list[date]:
     """The days asked for, and the stored ones from the first touched on."""
-    days = {asked.first + timedelta(days=n) for n in range((asked.last - asked.first).days + 1)}
+    days = set(asked.days)
     if touched_since is not None:
         first = day_of(connection, touched_since)
         days |= {row["day"] for row in queries("analytics_refresh").stored_from(connection, day=first)}
     return sorted(days)
 
 
-def _compute(connection: Connection, work: Workspace, whole: Span) -> date | None:
-    """Movements and summaries of all days, and what the rates need of the 30 before them.
+def _sum_customers(work: Workspace, whole: Span) -> date | None:
+    """What adds up over customers, by segment: the changes of all days, and what rates need of the 30 before.
 
     Gives the day before, where rates are stored that those of these days can be built on.
     """
+    connection = work.connection
     before = whole.first - timedelta(days=1)
     earlier = lead_in(whole, ROLLING_DAYS)
+    base: date | None = None
     # Stored days before all that was touched still stand; anything else is counted from the intervals.
     if queries("analytics_refresh").rates_base(connection, day=before, days=ROLLING_DAYS):
+        base = before
         # A day that windows leave behind is looked at like one that they take in.
         left = Span("day", earlier.first, whole.last - timedelta(days=ROLLING_DAYS))
         work.choose_customers(left.since, left.until)
         work.choose_customers(whole.since, whole.until)
         work.class_changes("day", whole.until)
-        work.summarise(whole, STORED_KINDS, before)
-        queries("analytics_refresh").load_totals(connection, first=earlier.first, last=before)
-        return before
-    first = queries("analytics_intervals").first_instant(connection)
-    work.choose_customers(
-        None if first is None or earlier.since <= day_of(connection, first) else earlier.since, earlier.until
-    )
-    work.class_changes("day", earlier.until)
-    stored = earlier.first - timedelta(days=1)
-    work.summarise(earlier, STORED_KINDS, stored if _is_stored(connection, stored) else None)
-    return None
+        work.sum_changes(whole, STORED_KINDS, before)
+    else:
+        first = queries("analytics_intervals").first_instant(connection)
+        everybody = first is None or earlier.since <= day_of(connection, first)
+        work.choose_customers(None if everybody else earlier.since, earlier.until)
+        work.class_changes("day", earlier.until)
+        stored = earlier.first - timedelta(days=1)
+        work.sum_changes(earlier, STORED_KINDS, stored if _is_stored(connection, stored) else None)
+    return base
+
+
+def _sum_half(work: Workspace, whole: Span) -> None:
+    """The same in another session, with the movements, which wait there to be stored."""
+    _sum_customers(work, whole)
+    queries("analytics_refresh").insert_movements(work.connection, days=whole.days)
+
+
+def _compare_windows(work: Workspace, other: OtherHalf, whole: Span, base: date | None) -> None:
+    def compare(half: Workspace) -> None:
+        half.windows(whole, days=ROLLING_DAYS)
+        half.window_changes(ROLLING_DAYS, base)
+
+    other.start(compare)
+    compare(work)
+    if other.pour(work.connection, "metric_window_changes", "metric_window_changes"):
+        queries("analytics_rates").merge_window_changes(work.connection)
 
 
 def _is_stored(connection: Connection, day: date) -> bool:
     return bool(queries("analytics_refresh").is_stored(connection, day=day))
 
 
-def _keep(connection: Connection, days: list[date]) -> tuple[int, set[date]]:
+def _keep(work: Workspace, other: OtherHalf, whole: Span, days: list[date], base: date | None) -> tuple[int, set[date]]:
     """Write what differs; gives the number of movements written and the days that had other figures before."""
+    connection = work.connection
     named = queries("analytics_refresh")
     with first_rows_of(connection, "analytics.mrr_movements") as first:
         if first:
             changed: set[date] = set()
             movements: int = named.first_movements(connection, days=days)
+            movements += other.pour(connection, "metric_movements", "analytics.mrr_movements")
         else:
             named.insert_movements(connection, days=days)
+            other.pour(connection, "metric_movements", "metric_movements")
             changed = {row["day"] for row in named.drop_stale_movements(connection, days=days)}
             movements = named.keep_movements(connection, days=days)
+    for relation in ("metric_segment_changes", "metric_baseline"):
+        other.pour(connection, relation, relation)
+    work.add_up()
+    if base is not None:
+        earlier = lead_in(whole, ROLLING_DAYS)
+        named.load_totals(connection, first=earlier.first, last=base)
     changed |= {row["day"] for row in named.drop_stale_summary(connection, days=days)}
     changed |= {row["day"] for row in named.keep_summary(connection, days=days)}
     return movements, changed
 
 
-def _keep_rates(connection: Connection, work: Workspace, days: list[date], base: date | None) -> None:
+def _keep_rates(connection: Connection, work: Workspace, days: list[date]) -> None:
     named = queries("analytics_rates")
-    work.windows(Span("day", days[0], days[-1]), days=ROLLING_DAYS)
-    work.window_changes(ROLLING_DAYS, base)
     work.reporting_rates(work.policy.reporting_currency)
     currencies = work.currencies()
     if work.missing_rate(rolling=True) is not None:

@@ -7,6 +7,7 @@ retention (`figures`).
 from __future__ import annotations
 
 from datetime import date
+from functools import partial
 from typing import TYPE_CHECKING
 
 from flexpay_pipelines.analytics.days import day_of, midnight
@@ -16,6 +17,7 @@ from flexpay_pipelines.analytics.workspace import Workspace
 from flexpay_pipelines.sql import queries
 
 if TYPE_CHECKING:
+    from flexpay_pipelines.analytics.halves import OtherHalf
     from flexpay_pipelines.analytics.intervals import Touched
 
 
@@ -31,7 +33,7 @@ def take_out(work: Workspace, asked: Span, since: date) -> date | None:
     return newest
 
 
-def keep_cohorts(work: Workspace, whole: Span, touched: Touched) -> None:
+def keep_cohorts(work: Workspace, other: OtherHalf, whole: Span, touched: Touched) -> None:
     """Cohorts of every month from the first computed or touched on, built on the stored month before."""
     named = queries("analytics_cohorts")
     connection = work.connection
@@ -43,20 +45,24 @@ def keep_cohorts(work: Workspace, whole: Span, touched: Touched) -> None:
     last = whole.last.replace(day=1)
     if not touched.subscriptions and whole.first >= last and named.newest_month(connection) == last:
         return
-    work.clear()
     first = whole.first if touched.since is None else min(whole.first, day_of(connection, touched.since))
     first = min(first, last).replace(day=1)
     base = named.cohort_base(connection, before=first)
-    if base is None:
-        first = min(named.first_month(connection) or first, last)
-    else:
-        # Months between were never stored; what happened in them is counted on the way.
-        first = next_month(base)
-        named.load_cohort_base(connection, period=base)
-    months = Span("month", first, last)
-    work.choose_customers(months.since if base is not None else None, months.until)
-    build_cohorts(work, months, since=first)
+    # Months between were never stored; what happened in them is counted on the way.
+    first = min(named.first_month(connection) or first, last) if base is None else next_month(base)
+    step = partial(_build, months=Span("month", first, last), base=base)
+    other.start(step)
+    step(work)
+    other.pour(connection, "metric_cohorts", "metric_cohorts")
     named.keep_cohorts(connection)
+
+
+def _build(work: Workspace, months: Span, base: date | None) -> None:
+    work.clear()
+    if base is not None:
+        queries("analytics_cohorts").load_cohort_base(work.connection, period=base)
+    work.choose_customers(None if base is None else months.since, months.until)
+    build_cohorts(work, months, since=months.first)
 
 
 def _add_standing(work: Workspace, month: date, sign: int) -> None:

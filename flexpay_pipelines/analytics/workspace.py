@@ -22,6 +22,12 @@ from flexpay_pipelines.sql import queries
 
 STORED_KINDS = ("total", "plan", "payment_frequency", "country", "currency")
 
+# Written out, not LIKE the stored table: that would keep a lock on it.
+_INTERVAL = (
+    "subscription_id bigint, valid_from timestamptz, valid_to timestamptz, customer_id bigint, status text, "
+    "paused_since timestamptz, annualised_minor bigint, plan text, payment_frequency text, currency text, "
+    "country text, event_id bigint"
+)
 _TABLES = {
     "metric_subscriptions": "subscription_id bigint PRIMARY KEY, touched_from timestamptz NOT NULL",
     "metric_customers": "customer_id bigint PRIMARY KEY",
@@ -61,7 +67,7 @@ _TABLES = {
     "metric_rate_rows": "period text, definition text, currency text, customers_start bigint, "
     "customers_churned bigint, customer_churn_rate numeric, gross_mrr_churn numeric, net_mrr_churn numeric, "
     "nrr numeric, grr numeric, quick_ratio numeric, arpa numeric, ltv numeric, pause_rate numeric",
-    "metric_fresh": "LIKE analytics.run_rate_intervals",
+    "metric_fresh": _INTERVAL,
     "metric_cohort_changes": "cohort date, currency text, customers bigint, paying_customers bigint, run bigint",
     "metric_cohorts": "cohort date, period date, currency text, customers_start bigint, customers bigint, "
     "paying_customers bigint, run_start bigint, run_end bigint",
@@ -91,6 +97,8 @@ class Workspace:
 
     connection: Connection
     policy: MetricPolicy
+    share: str = "TRUE"
+    """Which customers are computed, as a condition on `customer_id`."""
 
     @property
     def pauses(self) -> dict[str, object]:
@@ -109,11 +117,30 @@ class Workspace:
 
         touched = "subscription_id IN (SELECT subscription_id FROM metric_subscriptions)" if only_touched else "TRUE"
         known = sql.SQL("TRUE") if known_at is None else sql.SQL("recorded_at <= {}").format(sql.Literal(known_at))
-        view = sql.SQL("CREATE TEMP VIEW metric_ledger AS SELECT * FROM billing.subscription_events WHERE {} AND {}")
-        self.connection.execute(view.format(sql.SQL(touched), known))
+        view = sql.SQL(
+            "CREATE TEMP VIEW metric_ledger AS SELECT * FROM billing.subscription_events WHERE {} AND {} AND {}"
+        )
+        self.connection.execute(view.format(sql.SQL(touched), known, sql.SQL(self.share)))
         queries("analytics_intervals").create_replay(self.connection)
         queries("analytics_intervals").insert_repeated(self.connection)
         self._statistics("metric_repeated")
+
+    def read_ledger(self, known_at: datetime | None = None) -> None:
+        """Fill metric_intervals, a table, from the ledger as it was known at `known_at` (None: now)."""
+        use_rates(self.connection, known_at)
+        self.replay(known_at=known_at)
+        queries("analytics_intervals").insert_intervals(self.connection)
+        restore_countries(self.connection, known_at)
+        self._statistics("metric_intervals")
+
+    def see_stored(self) -> None:
+        """Make metric_intervals a view of the stored intervals."""
+        from psycopg import sql  # noqa: PLC0415
+
+        view = sql.SQL(
+            "CREATE OR REPLACE TEMP VIEW metric_intervals AS SELECT * FROM analytics.run_rate_intervals WHERE {}"
+        )
+        self.connection.execute(view.format(sql.SQL(self.share)))
 
     def clear(self) -> None:
         """Make room for another pass over the same intervals."""
@@ -157,6 +184,11 @@ class Workspace:
 
         `stored_baseline`: a day whose stored figures may be built on, the day before the first period.
         """
+        self.sum_changes(periods, kinds, stored_baseline)
+        self.add_up()
+
+    def sum_changes(self, periods: Span, kinds: tuple[str, ...], stored_baseline: date | None = None) -> None:
+        """What changes in every segment in every period, and where it stood before: sums over customers."""
         named = queries("analytics_summary")
         queries("analytics_windows").insert_periods(
             self.connection, grain=periods.grain, first=periods.first, last=periods.last
@@ -176,8 +208,11 @@ class Workspace:
             named.insert_baseline(self.connection, kinds=list(kinds), at=at, **self.pauses)
         else:
             named.insert_stored_baseline(self.connection, kinds=list(kinds), day=stored_baseline)
+
+    def add_up(self) -> None:
+        """From changes to start, movements and end."""
         self._statistics("metric_segment_changes", "metric_baseline")
-        named.insert_summary(self.connection)
+        queries("analytics_summary").insert_summary(self.connection)
         self._statistics("metric_summary")
 
     def windows(self, periods: Span, *, days: int = 1, month_ends: bool = False) -> None:
@@ -248,16 +283,18 @@ def lead_in(periods: Span, days: int) -> Span:
 @contextmanager
 def ledger_workspace(connection: Connection, policy: MetricPolicy, known_at: datetime | None) -> Iterator[Workspace]:
     """A workspace over intervals replayed from the ledger, as it was known at `known_at` (None: now)."""
+    with empty_workspace(connection, policy) as workspace:
+        workspace.read_ledger(known_at)
+        yield workspace
+
+
+@contextmanager
+def empty_workspace(connection: Connection, policy: MetricPolicy, share: str = "TRUE") -> Iterator[Workspace]:
+    """A workspace over intervals that `read_ledger` is to fill in."""
     with connection.transaction():
         _create(connection)
-        use_rates(connection, known_at)
-        connection.execute("CREATE TEMP TABLE metric_intervals (LIKE analytics.run_rate_intervals) ON COMMIT DROP")
-        workspace = Workspace(connection, policy)
-        workspace.replay(known_at=known_at)
-        queries("analytics_intervals").insert_intervals(connection)
-        restore_countries(connection, known_at)
-        workspace._statistics("metric_intervals")
-        yield workspace
+        connection.execute(f"CREATE TEMP TABLE metric_intervals ({_INTERVAL}) ON COMMIT DROP".encode())
+        yield Workspace(connection, policy, share)
         _drop(connection, "metric_intervals")
 
 
@@ -267,8 +304,9 @@ def stored_workspace(connection: Connection, policy: MetricPolicy) -> Iterator[W
     with connection.transaction():
         _create(connection)
         use_rates(connection, None)
-        connection.execute("CREATE TEMP VIEW metric_intervals AS SELECT * FROM analytics.run_rate_intervals")
-        yield Workspace(connection, policy)
+        workspace = Workspace(connection, policy)
+        workspace.see_stored()
+        yield workspace
         _drop(connection)
         connection.execute("DROP VIEW pg_temp.metric_intervals")
 

@@ -13,10 +13,10 @@ from zoneinfo import ZoneInfo
 import typer
 
 from flexpay_pipelines.cli.output import AsJson, PlanOnly, Yes, planned, show
-from flexpay_pipelines.cli.runs import instance, require, run_job
+from flexpay_pipelines.cli.runs import recorder, require, run_job
 from flexpay_pipelines.clock import parse_instant
-from flexpay_pipelines.defs.resources import session
 from flexpay_pipelines.errors import BadInput
+from flexpay_pipelines.session import session
 from flexpay_pipelines.settings import load_settings
 
 analytics = typer.Typer(help="Compute MRR, churn and cohorts, and export them.", no_args_is_help=True)
@@ -101,7 +101,7 @@ def run(start: From = None, end: To = None, plan: PlanOnly = False, yes: Yes = F
     if last > yesterday:
         raise BadInput(f"{last} has not ended yet: the last day with figures is {yesterday}.")
     will = {"from": first, "to": last, "days": (last - first).days + 1, "report": last}
-    with instance() as on:
+    with recorder() as on:
         if planned(will, plan_only=plan, yes=yes, as_json=as_json, question="Compute these days?"):
             days = (first.isoformat(), last.isoformat())
             if first < last:

@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from flexpay_pipelines.cli.output import AsJson, PlanOnly, Yes, plain, planned, say, show
-from flexpay_pipelines.cli.runs import instance, require, run_job
-from flexpay_pipelines.defs.resources import session
+from flexpay_pipelines.cli.runs import recorder, require, run_job
+from flexpay_pipelines.session import session
 
 backup = typer.Typer(help="Back the billing database up, list, prove and prune backups.", no_args_is_help=True)
 LISTED = ("backup_id", "size_bytes", "rows", "verified_at", "offsite_at")
@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
 @backup.command("create", epilog="Example: `flexpay backup create --yes`")
 def create(plan: PlanOnly = False, yes: Yes = False, as_json: AsJson = False) -> None:
     """Take a backup now, copy it elsewhere, and remove what is past its retention."""
-    with instance() as on:
+    with recorder() as on:
         with session("plan backup") as opened:
             will = {"folder": opened.settings.backups, "copy": opened.settings.backups_offsite,
                     "kept for days": opened.settings.backup_retention_days}  # fmt: skip
@@ -57,7 +57,7 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Restore a backup into a scratch cluster and compare it with its manifest. The live database is not touched."""
-    with instance() as on:
+    with recorder() as on:
         outcome = run_job(
             "backup_verification", on=on, ops={"backups__verified": {"backup_id": backup_id} if backup_id else {}}
         )
@@ -71,7 +71,7 @@ def prune(plan: PlanOnly = False, yes: Yes = False, as_json: AsJson = False) -> 
     """Remove backups past their retention; the newest proven one always stays."""
     from flexpay_pipelines.backups import prune_backups
 
-    with instance() as on:
+    with recorder() as on:
         with session("plan prune") as opened:
             old = prune_backups(
                 opened.control,
@@ -95,7 +95,7 @@ def restore(
     """Put a backup in the place of the billing database. The database of before is kept beside it."""
     from flexpay_pipelines.backups import plan_restore
 
-    with instance() as on:
+    with recorder() as on:
         with session("plan restore") as opened:
             will = plan_restore(opened.control, backup_id, opened.settings.billing)
         if planned(

@@ -13,8 +13,9 @@ from typing import Annotated, Any
 import typer
 
 from flexpay_pipelines.cli.output import AsJson, PlanOnly, Yes, planned, say, show
-from flexpay_pipelines.cli.runs import instance, require, run_job
+from flexpay_pipelines.cli.runs import recorder, require, run_job
 from flexpay_pipelines.errors import BadInput
+from flexpay_pipelines.session import session
 
 HOUR_FORMAT = "%Y-%m-%d-%H:00"
 SWEEP_EXAMPLES = """
@@ -64,9 +65,8 @@ def last_full_hour(now: datetime) -> str:
 def sweep(plan: PlanOnly = False, yes: Yes = False, as_json: AsJson = False) -> None:
     """Start, end and suspend every pause that is due, make every change that is, whenever it was, and tell Stripe."""
     from flexpay_pipelines.billing import plan_sweep
-    from flexpay_pipelines.defs.resources import session
 
-    with instance() as on:
+    with recorder() as on:
         with session("plan sweep") as opened:
             due = plan_sweep(opened.billing, clock=opened.clock)
             hour = last_full_hour(opened.clock.now())
@@ -88,12 +88,11 @@ def import_(
 ) -> None:
     """Import customers, history, payments, pauses, rewards and rates: all of the folder or nothing."""
     from flexpay_pipelines.billing import import_directory
-    from flexpay_pipelines.defs.resources import session
 
     folder = folder.resolve()
     if not folder.is_dir():
         raise BadInput(f"There is no folder {folder}: name the folder that holds the CSV files.")
-    with instance() as on:
+    with recorder() as on:
         if plan or not yes:
             with session("plan import") as opened:
                 would = import_directory(opened.billing, folder, clock=opened.clock, progress=say, dry_run=True)
@@ -118,7 +117,7 @@ def reconcile(
         raise BadInput("--plan and --yes go with --mend: a comparison alone changes nothing.")
     if unknown := sorted(set(kind or ()) - set(KINDS)):
         raise BadInput(f"There is no kind of difference '{unknown[0]}': use one of {', '.join(KINDS)}.")
-    with instance() as on:
+    with recorder() as on:
         outcome = run_job("stripe_reconciliation", on=on)
         if not outcome.succeeded:
             require(outcome)
@@ -148,7 +147,6 @@ def _question(compared: dict[str, Any], found: list[dict[str, Any]]) -> str:
 
 def _open_differences(kinds: list[str] | None) -> list[dict[str, Any]]:
     """What the newest pass has found, as rows."""
-    from flexpay_pipelines.defs.resources import session
     from flexpay_pipelines.payments import open_differences
 
     with session("list differences") as opened:

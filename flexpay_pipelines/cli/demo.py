@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from flexpay_pipelines import money
 from flexpay_pipelines.cli.output import plain, say, show_rows
-from flexpay_pipelines.cli.runs import Outcome, keep_connections, prepared_instance, require, run_job
-from flexpay_pipelines.defs.resources import FlexPay, session
+from flexpay_pipelines.cli.runs import Outcome, Recorder, prepared_instance, require, run_job
+from flexpay_pipelines.defs.resources import FlexPay
 from flexpay_pipelines.errors import BadInput, CheckFailed, disk_errors
+from flexpay_pipelines.session import session
 from flexpay_pipelines.settings import Settings, export, load_settings, variable
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Stage:
     """What the scenes share."""
 
     settings: Settings
-    on: dg.DagsterInstance
+    on: Recorder
     stripe: StripeSandbox
     slack: SlackSandbox
     customers: int
@@ -148,11 +149,7 @@ def _stage(settings: Settings, customers: int, seed: int) -> Iterator[Stage]:
         export(variable("slack_token"), slack.token)
         export(variable("slack_api_base"), slack.api_base)
 
-        import dagster as dg
-
-        on = stack.enter_context(dg.DagsterInstance.get())
-        keep_connections(on)
-        yield Stage(load_settings(), on, stripe, slack, customers, seed, now - HISTORY_ENDS_BEFORE_NOW)
+        yield Stage(load_settings(), Recorder(stack), stripe, slack, customers, seed, now - HISTORY_ENDS_BEFORE_NOW)
 
 
 def _play(stage: Stage, title: str, scene: Callable[[Stage], str]) -> None:
@@ -324,7 +321,7 @@ def _sensor_request(stage: Stage, now: datetime) -> dg.RunRequest | None:
     from flexpay_pipelines.definitions import defs
 
     context = dg.build_sensor_context(
-        instance=stage.on, resources={"flexpay": FlexPay(now=now.isoformat())}, definitions=defs
+        instance=stage.on.instance, resources={"flexpay": FlexPay(now=now.isoformat())}, definitions=defs
     )
     sensor = defs.get_repository_def().get_sensor_def("payment_failure_rate")
     requests = sensor.evaluate_tick(context).run_requests or []

@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import typer
 
 from flexpay_pipelines.cli.output import AsJson, PlanOnly, Yes, planned, show
-from flexpay_pipelines.cli.runs import instance, require, run_job
+from flexpay_pipelines.cli.runs import recorder, require, run_job
+from flexpay_pipelines.session import session
 
 EXAMPLES = """
 Examples:
@@ -35,7 +36,7 @@ def deploy(
     as_json: AsJson = False,
 ) -> None:
     """Check the environment, back up, migrate each component, check health, record the release."""
-    with instance() as on:
+    with recorder() as on:
         if planned(_plan(release), plan_only=plan, yes=yes, as_json=as_json, question=f"Deploy {release}?"):
             outcome = require(run_job("deploy", on=on, ops={"deploy__release": {"release": release}}))
             show(
@@ -47,7 +48,6 @@ def deploy(
 
 def _plan(release: str) -> dict[str, Any]:
     from flexpay_pipelines import migrations
-    from flexpay_pipelines.defs.resources import session
 
     steps: list[dict[str, Any]] = []
     with session("plan deploy") as opened:

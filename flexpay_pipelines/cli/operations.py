@@ -11,9 +11,9 @@ from typing import Annotated
 import typer
 
 from flexpay_pipelines.cli.output import AsJson, PlanOnly, Yes, plain, planned, say, show
-from flexpay_pipelines.cli.runs import instance, require, run_job
-from flexpay_pipelines.defs.resources import session
+from flexpay_pipelines.cli.runs import recorder, require, run_job
 from flexpay_pipelines.errors import CheckFailed
+from flexpay_pipelines.session import session
 
 AUDITED = ("occurred_at", "actor", "action", "subject", "outcome")
 ALERTED = ("raised_at", "severity", "title", "deliveries")
@@ -95,7 +95,7 @@ def deliver(
     """Send what is still waiting."""
     from flexpay_pipelines.alerts import pending_deliveries
 
-    with instance() as on:
+    with recorder() as on:
         with session("plan alert delivery") as opened:
             waiting = pending_deliveries(opened.control)
         if planned({"waiting": waiting}, plan_only=plan, yes=yes, as_json=as_json, question="Send them now?"):

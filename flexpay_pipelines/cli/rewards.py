@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from flexpay_pipelines.cli.output import AsJson, PlanOnly, Yes, planned, say, show
-from flexpay_pipelines.cli.runs import instance, require, run_job
+from flexpay_pipelines.cli.runs import recorder, require, run_job
 from flexpay_pipelines.clock import parse_instant
-from flexpay_pipelines.defs.resources import session
+from flexpay_pipelines.session import session
 
 LISTED = ("reward_entry_id", "occurred_at", "kind", "source", "amount_minor", "left_minor", "expires_at", "reason")
 EXAMPLES = """
@@ -119,7 +119,7 @@ def _change(asked: dict[str, Any], *, plan: bool, yes: bool, as_json: bool, ques
     config = {name: value for name, value in asked.items() if value is not None}
     when = {"expires_at": parse_instant(config["expires_at"])} if "expires_at" in config else {}
     change = RewardChange(**{**config, **when, "action": RewardAction[config["action"]]})
-    with instance() as on:
+    with recorder() as on:
         with session("plan reward change") as opened:
             would = plan_reward_change(
                 opened.billing, change, clock=opened.clock, policy=reward_policy(opened.settings)
@@ -135,7 +135,7 @@ def settle(plan: PlanOnly = False, yes: Yes = False, as_json: AsJson = False) ->
     from flexpay_pipelines.billing import plan_settlement
     from flexpay_pipelines.defs.rewards import reward_policy
 
-    with instance() as on:
+    with recorder() as on:
         if plan or not yes:
             with session("plan settlement") as opened:
                 would = plan_settlement(

@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from flexpay_pipelines.cli.output import AsJson, PlanOnly, Yes, planned, show
-from flexpay_pipelines.cli.runs import instance, require, run_job
-from flexpay_pipelines.defs.resources import session
+from flexpay_pipelines.cli.runs import recorder, require, run_job
+from flexpay_pipelines.session import session
 
 LISTED = ("rollback_id", "component", "state", "requested_at", "actor", "reason")
 EXAMPLES = """
@@ -42,7 +42,7 @@ def _roll_back(component: str, reason: str, *, schema: bool, plan: bool, yes: bo
     from flexpay_pipelines.defs.rollback import JOB_OF
     from flexpay_pipelines.rollback import plan_rollback
 
-    with instance() as on:
+    with recorder() as on:
         with session("plan rollback") as opened:
             will = plan_rollback(opened.billing, component)
         if planned(will, plan_only=plan, yes=yes, as_json=as_json, question=f"Roll {component} back?"):
@@ -96,7 +96,7 @@ def undo(
     """Put back what a rollback took away, wherever it was not changed since."""
     from flexpay_pipelines.rollback import plan_undo
 
-    with instance() as on:
+    with recorder() as on:
         with session("plan undo") as opened:
             will = plan_undo(opened.billing, opened.control, rollback_id)
         if planned(will, plan_only=plan, yes=yes, as_json=as_json, question=f"Undo rollback {rollback_id}?"):

@@ -9,8 +9,9 @@ import getpass
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from flexpay_pipelines.database import CONTROL, connect, sqlalchemy_url
@@ -62,15 +63,27 @@ def prepared_instance(settings: Settings) -> Iterator[Settings]:
         yield ready
 
 
-@contextmanager
-def instance() -> Iterator[dg.DagsterInstance]:
-    """The Dagster instance in the control database."""
-    with prepared_instance(load_settings()):
+class Recorder:
+    """The Dagster instance in the control database, opened when the first run needs it: a plan needs none."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+
+    @cached_property
+    def instance(self) -> dg.DagsterInstance:
+        """The instance, whose connections are kept."""
         import dagster as dg
 
-        with dg.DagsterInstance.get() as opened:
-            keep_connections(opened)
-            yield opened
+        opened = self._stack.enter_context(dg.DagsterInstance.get())
+        keep_connections(opened)
+        return opened
+
+
+@contextmanager
+def recorder() -> Iterator[Recorder]:
+    """What records runs, with the databases running from now to the end."""
+    with prepared_instance(load_settings()), ExitStack() as stack:
+        yield Recorder(stack)
 
 
 def keep_connections(on: dg.DagsterInstance) -> None:
@@ -106,7 +119,7 @@ def actor() -> str:
 def run_job(
     name: str,
     *,
-    on: dg.DagsterInstance,
+    on: Recorder,
     ops: Mapping[str, Any] | None = None,
     partitions: tuple[str, str] | None = None,
     selection: Sequence[dg.AssetKey] | None = None,
@@ -117,7 +130,7 @@ def run_job(
 
     Args:
         name: the job.
-        on: the instance that records it.
+        on: what records it.
         ops: config by op or asset name (`{"restore": {"backup_id": …}}`).
         partitions: first and last partition, for partitioned jobs.
         selection: run only these assets of the job.
@@ -129,7 +142,7 @@ def run_job(
     ranged = {} if partitions is None or partitions[0] == partitions[1] else _range_tags(*partitions)
     started = time.monotonic()
     result = defs.resolve_job_def(name).execute_in_process(
-        instance=on,
+        instance=on.instance,
         run_config={
             "ops": {op: {"config": dict(config)} for op, config in (ops or {}).items()},
             "loggers": {"plain": {}},

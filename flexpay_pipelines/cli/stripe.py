@@ -11,11 +11,11 @@ from typing import Annotated
 import typer
 
 from flexpay_pipelines.cli.output import AsJson, PlanOnly, Yes, plain, planned, say, show
-from flexpay_pipelines.cli.runs import instance, require, run_job
+from flexpay_pipelines.cli.runs import recorder, require, run_job
 from flexpay_pipelines.cli.sockets import LOOPBACK, listening
-from flexpay_pipelines.defs.resources import session
 from flexpay_pipelines.errors import BadInput, disk_errors
 from flexpay_pipelines.payments.webhook import PATH
+from flexpay_pipelines.session import session
 
 STOP_SECONDS = 10
 MOST_AT_ONCE = 200
@@ -62,7 +62,7 @@ def retry(
 
     if bool(commands) == every:
         raise BadInput("Name the commands to retry, or --all: `flexpay stripe parked` lists them.")
-    with instance() as on:
+    with recorder() as on:
         with session("plan retry") as opened:
             rows = [plain(one) for one in parked_commands(opened.billing)]
         unknown = set(commands or ()) - {row["command_id"] for row in rows}
@@ -82,7 +82,7 @@ def deliver(plan: PlanOnly = False, yes: Yes = False, as_json: AsJson = False) -
     """Tell Stripe what waits in the outbox."""
     from flexpay_pipelines.payments import pending_commands
 
-    with instance() as on:
+    with recorder() as on:
         with session("plan delivery") as opened:
             waiting = pending_commands(opened.billing)
         if planned({"waiting": waiting}, plan_only=plan, yes=yes, as_json=as_json, question="Tell Stripe now?"):

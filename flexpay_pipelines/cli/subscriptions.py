@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flexpay_pipelines.cli.output import AsJson, PlanOnly, Yes, plain, planned, show
-from flexpay_pipelines.cli.runs import instance, require, run_job
+from flexpay_pipelines.cli.runs import recorder, require, run_job
 from flexpay_pipelines.money import PaymentFrequency
 from flexpay_pipelines.money import show as money
+from flexpay_pipelines.session import session
 
 if TYPE_CHECKING:
     from flexpay_pipelines.billing import FrequencyQuote
@@ -90,9 +91,8 @@ def schedule(
 ) -> None:
     """Put a pause on the calendar. One that begins now begins at once; the others with the hourly sweep."""
     from flexpay_pipelines.billing import PausePolicy, schedule_pause
-    from flexpay_pipelines.defs.resources import session
 
-    with instance() as on:
+    with recorder() as on:
         with session("plan pause") as opened:
             would = schedule_pause(
                 opened.billing, subscription_ref=subscription, starts_at=begins, ends_at=ends, days=days,
@@ -116,7 +116,6 @@ def list_(
 ) -> None:
     """Pauses that are active or to come; of one subscription, all that there were."""
     from flexpay_pipelines.billing import list_pauses
-    from flexpay_pipelines.defs.resources import session
 
     with session("list pauses") as opened:
         rows = [plain(one) for one in list_pauses(opened.billing, subscription_ref=subscription, limit=limit)]
@@ -132,9 +131,8 @@ def cancel_(
 ) -> None:
     """Take a pause back that has not begun."""
     from flexpay_pipelines.billing import cancel_pause
-    from flexpay_pipelines.defs.resources import session
 
-    with instance() as on:
+    with recorder() as on:
         with session("plan pause cancellation") as opened:
             would = cancel_pause(opened.billing, pause_ref=pause_ref, clock=opened.clock, dry_run=True)
         if planned(would, plan_only=plan, yes=yes, as_json=as_json, question="Take this pause back?"):
@@ -146,9 +144,8 @@ def cancel_(
 def end(subscription: Subscription, plan: PlanOnly = False, yes: Yes = False, as_json: AsJson = False) -> None:
     """End the pause that holds a subscription: it is active again at once, and Stripe is told."""
     from flexpay_pipelines.billing import SweepPolicy, end_pause_now
-    from flexpay_pipelines.defs.resources import session
 
-    with instance() as on:
+    with recorder() as on:
         with session("plan pause end") as opened:
             policy = SweepPolicy(opened.settings.pause_moves_next_payment, opened.settings.stripe_pause_mode)
             would = end_pause_now(
@@ -184,7 +181,7 @@ def change(
     as_json: AsJson = False,
 ) -> None:
     """Change plan or payment frequency as quoted, and tell Stripe at once."""
-    with instance() as on:
+    with recorder() as on:
         found = _quoted(subscription, to, to_plan, when)
         shown = found if as_json else _readable(found)
         if planned(shown, plan_only=plan, yes=yes, as_json=as_json, question="Change it so?"):
@@ -201,9 +198,8 @@ def cancel_change(
 ) -> None:
     """Take back a change that waits for the end of the period; the present terms stay."""
     from flexpay_pipelines.billing import scheduled_change
-    from flexpay_pipelines.defs.resources import session
 
-    with instance() as on:
+    with recorder() as on:
         with session("plan change cancellation") as opened:
             waiting = scheduled_change(opened.billing, subscription_ref=subscription)
         if planned(waiting, plan_only=plan, yes=yes, as_json=as_json, question="Take this change back?"):
@@ -218,7 +214,6 @@ def _engine_word(when: WhenOption) -> Any:
 
 def _quoted(subscription: str, to: PaymentFrequency | None, to_plan: str | None, when: WhenOption) -> FrequencyQuote:
     from flexpay_pipelines.billing import quote_frequency_change
-    from flexpay_pipelines.defs.resources import session
 
     with session("quote a change") as opened:
         return quote_frequency_change(

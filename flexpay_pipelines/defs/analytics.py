@@ -19,7 +19,8 @@ from flexpay_pipelines.defs.resources import FlexPay
 if TYPE_CHECKING:
     from flexpay_pipelines.analytics import ChurnModel, Judgement, Restatement
     from flexpay_pipelines.database import Connection
-    from flexpay_pipelines.defs.resources import Session, Step
+    from flexpay_pipelines.defs.resources import Step
+    from flexpay_pipelines.session import Session
 
 GROUP = "analytics"
 DAYS = dg.DailyPartitionsDefinition(start_date="2024-01-01")

@@ -12,7 +12,8 @@ import dagster as dg
 
 from flexpay_pipelines.defs.analytics import CHURN, MOVEMENTS, PAYMENT_HEALTH, SUMMARY, named, reporting
 from flexpay_pipelines.defs.presentation import figures
-from flexpay_pipelines.defs.resources import FlexPay, Session
+from flexpay_pipelines.defs.resources import FlexPay
+from flexpay_pipelines.session import Session
 
 CHECKED = timedelta(days=400)
 EXPECTED = timedelta(days=30)

@@ -15,8 +15,9 @@ import dagster as dg
 from flexpay_pipelines.defs.migrations import LOCK_FILE, statement_times
 from flexpay_pipelines.defs.payments import STRIPE_EVENTS
 from flexpay_pipelines.defs.presentation import figures, table
-from flexpay_pipelines.defs.resources import ACTOR_TAG, FlexPay, Session
+from flexpay_pipelines.defs.resources import ACTOR_TAG, FlexPay
 from flexpay_pipelines.defs.rollback import JOB_OF, JOBS
+from flexpay_pipelines.session import Session
 
 if TYPE_CHECKING:
     from flexpay_pipelines.monitoring import Judgement, Tick

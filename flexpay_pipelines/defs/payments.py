@@ -16,7 +16,8 @@ from flexpay_pipelines.clock import Clock
 from flexpay_pipelines.defs.billing import FREQUENCY_CHANGES, LAST_SWEEP, PAUSE_SWEEP
 from flexpay_pipelines.defs.migrations import schema_key
 from flexpay_pipelines.defs.presentation import figures, table
-from flexpay_pipelines.defs.resources import FlexPay, Session, Step
+from flexpay_pipelines.defs.resources import FlexPay, Step
+from flexpay_pipelines.session import Session
 from flexpay_pipelines.settings import Settings
 
 if TYPE_CHECKING:

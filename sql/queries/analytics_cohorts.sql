@@ -133,12 +133,13 @@ SELECT
     cohort,
     period,
     currency,
-    customers_start,
-    customers,
-    paying_customers,
-    run_start,
-    run_end
+    sum(customers_start) AS customers_start,
+    sum(customers) AS customers,
+    sum(paying_customers) AS paying_customers,
+    sum(run_start) AS start_minor,
+    sum(run_end) AS end_minor
 FROM metric_cohorts
+GROUP BY cohort, period, currency
 ON CONFLICT (period, cohort, currency) DO UPDATE SET
     customers_start = excluded.customers_start,
     customers = excluded.customers,

@@ -152,7 +152,7 @@ WHERE EXISTS (
 -- name: create_replay#
 -- description: The view metric_replayed: the events of metric_ledger as intervals, by one sort and one pass in its order.
 -- A state is a letter, an event what it makes of each: unstarted, trial, active, due, newly paused, paused, suspended,
--- canceled. Newly paused is so until the next event; when the pause began, later events of the same pause look up.
+-- canceled. Newly paused is so until the next event.
 CREATE TEMP TABLE metric_repeated (event_id bigint PRIMARY KEY) ON COMMIT DROP;
 CREATE TEMP VIEW metric_events AS
 SELECT * FROM metric_ledger WHERE event_id NOT IN (SELECT event_id FROM metric_repeated);
@@ -198,6 +198,17 @@ WITH stated AS (
         PARTITION BY e.subscription_id ORDER BY e.occurred_at, e.recorded_at, e.event_id
         ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
     )
+),
+
+-- Whatever neither pauses nor changes ends a pause; what comes of a pause is newly paused only at its first request.
+begun AS (
+    SELECT
+        s.*,
+        max(CASE WHEN s.state = 'n' THEN s.occurred_at END) OVER (
+            PARTITION BY s.subscription_id ORDER BY s.occurred_at, s.recorded_at, s.event_id
+            ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
+        ) AS paused_since
+    FROM stated AS s
 )
 
 SELECT
@@ -209,21 +220,7 @@ SELECT
         WHEN 'a' THEN 'active' WHEN 'n' THEN 'paused' WHEN 'p' THEN 'paused' WHEN 'c' THEN 'canceled' WHEN 'd' THEN 'past_due'
         WHEN 's' THEN 'suspended' WHEN 't' THEN 'trialing' WHEN 'u' THEN 'unstarted'
     END AS status,
-    -- Whatever neither pauses nor changes ends a pause: it began with the first request for one since.
-    CASE s.state
-        WHEN 'n' THEN s.occurred_at
-        WHEN 'p' THEN (
-            SELECT min(e.occurred_at)
-            FROM metric_events AS e
-            WHERE e.subscription_id = s.subscription_id AND e.occurred_at <= s.occurred_at AND e.event = 'paused'
-                AND NOT EXISTS (
-                    SELECT 1 FROM metric_events AS f
-                    WHERE f.subscription_id = e.subscription_id AND f.event NOT IN ('paused', 'changed')
-                        AND (f.occurred_at, f.recorded_at, f.event_id) > (e.occurred_at, e.recorded_at, e.event_id)
-                        AND (f.occurred_at, f.recorded_at, f.event_id) < (s.occurred_at, s.recorded_at, s.event_id)
-                )
-        )
-    END AS paused_since,
+    CASE WHEN s.state IN ('n', 'p') THEN s.paused_since END AS paused_since,
     s.amount_minor * s.quantity
     * CASE s.payment_frequency
         WHEN 'MONTHLY' THEN 12 WHEN 'WEEKLY' THEN 52 WHEN 'BIWEEKLY' THEN 26 WHEN 'QUARTERLY' THEN 4 WHEN 'YEARLY' THEN 1
@@ -233,7 +230,7 @@ SELECT
     c.currency,
     c.country,
     s.event_id
-FROM stated AS s
+FROM begun AS s
 INNER JOIN billing.customers AS c ON s.customer_id = c.customer_id
 -- What lasted no time is no interval.
 WHERE s.next_at IS NULL OR s.next_at > s.occurred_at;

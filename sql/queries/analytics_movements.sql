@@ -38,6 +38,7 @@ INSERT INTO metric_changes (
     subscription_id, customer_id, currency, country, alone, period, kind_before, kind_after, run_before, run_after, paused_before,
     paused_after, plan_before, plan_after, frequency_before, frequency_after, ever_before
 )
+-- An interval in which a pause ages out holds two.
 WITH moments AS (
     SELECT
         i.subscription_id,
@@ -47,34 +48,39 @@ WITH moments AS (
         i.plan,
         i.payment_frequency,
         i.annualised_minor,
-        m.at,
-        m.kind,
-        m.next_at
+        i.valid_from AS at,
+        cast(
+            CASE
+                WHEN i.status IN ('active', 'past_due') THEN 'counted'
+                WHEN i.status <> 'paused' OR a.ages_out_at <= i.valid_from THEN 'out'
+                WHEN :included THEN 'counted'
+                ELSE 'paused'
+            END AS analytics.standing
+        ) AS kind,
+        CASE WHEN a.ages_out_at > i.valid_from THEN least(a.ages_out_at, i.valid_to) ELSE i.valid_to END AS next_at
     FROM metric_chosen AS i
     CROSS JOIN LATERAL (
         SELECT i.paused_since + make_interval(hours => 24 * cast(:paused_churn_days AS integer)) AS ages_out_at
     ) AS a
-    -- An interval in which a pause ages out holds two.
-    CROSS JOIN LATERAL (
-        SELECT
-            i.valid_from AS at,
-            cast(
-                CASE
-                    WHEN i.status IN ('active', 'past_due') THEN 'counted'
-                    WHEN i.status <> 'paused' OR a.ages_out_at <= i.valid_from THEN 'out'
-                    WHEN :included THEN 'counted'
-                    ELSE 'paused'
-                END AS analytics.standing
-            ) AS kind,
-            CASE WHEN a.ages_out_at > i.valid_from THEN least(a.ages_out_at, i.valid_to) ELSE i.valid_to END AS next_at
-        UNION ALL
-        SELECT
-            a.ages_out_at AS at,
-            cast('out' AS analytics.standing) AS kind,
-            i.valid_to AS next_at
-        WHERE a.ages_out_at > i.valid_from AND a.ages_out_at < :until AND (i.valid_to IS NULL OR i.valid_to > a.ages_out_at)
-    ) AS m
     WHERE i.valid_from < :until
+    UNION ALL
+    SELECT
+        i.subscription_id,
+        i.customer_id,
+        i.currency,
+        i.country,
+        i.plan,
+        i.payment_frequency,
+        i.annualised_minor,
+        a.ages_out_at AS at,
+        cast('out' AS analytics.standing) AS kind,
+        i.valid_to AS next_at
+    FROM metric_chosen AS i
+    CROSS JOIN LATERAL (
+        SELECT i.paused_since + make_interval(hours => 24 * cast(:paused_churn_days AS integer)) AS ages_out_at
+    ) AS a
+    WHERE i.status = 'paused' AND a.ages_out_at > i.valid_from AND a.ages_out_at < :until
+        AND (i.valid_to IS NULL OR i.valid_to > a.ages_out_at)
 ),
 
 -- What does not last to the end of its period is not seen; the workspace's time zone is UTC.

@@ -210,6 +210,30 @@ FROM metric_windows AS w
 INNER JOIN steps AS s ON w.last_period >= s.period
 GROUP BY w.period, s.currency;
 
+-- name: merge_window_changes()!
+-- description: Makes one row of the rows of a window and currency.
+WITH parts AS (
+    DELETE FROM metric_window_changes RETURNING *
+)
+
+INSERT INTO metric_window_changes (
+    period, currency, customers_churned, joined, joined_churned, new, reactivation, expansion, contraction, churn, lost
+)
+SELECT
+    period,
+    currency,
+    sum(customers_churned) AS customers_churned,
+    sum(joined) AS joined,
+    sum(joined_churned) AS joined_churned,
+    sum(new) AS new,
+    sum(reactivation) AS reactivation,
+    sum(expansion) AS expansion,
+    sum(contraction) AS contraction,
+    sum(churn) AS churn,
+    sum(lost) AS lost
+FROM parts
+GROUP BY period, currency;
+
 -- name: insert_rate_rows(definition)!
 -- description: The rates of each window over all currencies; null where a denominator is 0 or an exchange rate is unknown.
 INSERT INTO metric_rate_rows (

@@ -263,54 +263,55 @@ INSERT INTO metric_segment_changes (
     period, kind, segment, currency, run_change, new, reactivation, expansion, contraction, churn, paused, resumed, transfer,
     customers, paying_customers, subscriptions, paused_subscriptions
 )
-WITH net AS (
+WITH sides AS (
     SELECT
         c.customer_id,
-        k.kind,
-        s.segment,
         c.period,
         c.currency,
-        cast(sum(s.run) AS bigint) AS run,
-        cast(sum(s.paused_run) AS bigint) AS paused_run
+        s.plan,
+        s.payment_frequency,
+        s.run,
+        s.paused_run
     FROM metric_changes AS c
     CROSS JOIN LATERAL (
         SELECT
-'plan' AS kind,
-c.plan_before AS left_segment,
-c.plan_after AS segment
-        UNION ALL
-        SELECT
-'payment_frequency' AS kind,
-c.frequency_before AS left_segment,
-c.frequency_after AS segment
-    ) AS k
-    -- What stays in its segment is one row; what is out is none.
-    CROSS JOIN LATERAL (
-        SELECT
-            k.segment,
-            c.run_after - c.run_before AS run,
-            c.paused_after - c.paused_before AS paused_run
-        WHERE c.kind_before <> 'out' AND c.kind_after <> 'out' AND k.left_segment = k.segment
-        UNION ALL
-        SELECT
-            k.left_segment AS segment,
+            c.plan_before AS plan,
+            c.frequency_before AS payment_frequency,
             -c.run_before AS run,
             -c.paused_before AS paused_run
-        WHERE c.kind_before <> 'out' AND (c.kind_after = 'out' OR k.left_segment <> k.segment)
+        WHERE c.kind_before <> 'out'
         UNION ALL
         SELECT
-            k.segment,
+            c.plan_after AS plan,
+            c.frequency_after AS payment_frequency,
             c.run_after AS run,
             c.paused_after AS paused_run
-        WHERE c.kind_after <> 'out' AND (c.kind_before = 'out' OR k.left_segment <> k.segment)
+        WHERE c.kind_after <> 'out'
     ) AS s
-    WHERE NOT c.alone AND k.kind = any(cast(:kinds AS text []))
+    WHERE NOT c.alone
         AND c.customer_id IN (
             SELECT m.customer_id
             FROM metric_several AS m
             INNER JOIN metric_periods AS p ON m.period = p.period
         )
-    GROUP BY c.customer_id, k.kind, s.segment, c.period, c.currency
+),
+
+added AS (
+    SELECT
+        customer_id,
+        period,
+        currency,
+        CASE WHEN grouping(plan) = 0 THEN 'plan' ELSE 'payment_frequency' END AS kind,
+        CASE WHEN grouping(plan) = 0 THEN plan ELSE payment_frequency END AS segment,
+        cast(sum(run) AS bigint) AS run,
+        cast(sum(paused_run) AS bigint) AS paused_run
+    FROM sides
+    GROUP BY GROUPING SETS ((customer_id, plan, period, currency), (customer_id, payment_frequency, period, currency))
+),
+
+net AS (
+    SELECT * FROM added
+    WHERE kind = any(cast(:kinds AS text [])) AND (run <> 0 OR paused_run <> 0)
 ),
 
 levels AS (
@@ -382,7 +383,7 @@ WITH sides AS (
         s.sign
     FROM metric_several AS m
     INNER JOIN metric_periods AS p ON m.period = p.period
-    INNER JOIN metric_changes AS c ON m.customer_id = c.customer_id AND m.period = c.period
+    INNER JOIN metric_changes AS c ON m.customer_id = c.customer_id AND m.period = c.period AND NOT c.alone
     CROSS JOIN LATERAL (
         SELECT
             c.kind_before AS state,

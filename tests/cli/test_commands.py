@@ -6,6 +6,8 @@ import csv
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
+
 from flexpay_pipelines.sandbox.company import write_company
 from tests.cli.conftest import Flexpay, Said
 
@@ -16,6 +18,7 @@ def _done(said: Said) -> Said:
     return said
 
 
+@pytest.mark.usefixtures("kept_running")
 def test_a_company_at_the_terminal(flexpay: Flexpay, tmp_path: Path) -> None:
     folder = tmp_path / "company"
     folder.mkdir()

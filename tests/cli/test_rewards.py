@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
+
 from tests.cli.conftest import Flexpay, Said
 
 
@@ -20,6 +22,7 @@ def _refused(said: Said, sentence: str) -> None:
     assert "Traceback" not in said.err
 
 
+@pytest.mark.usefixtures("kept_running")
 def test_a_customers_credit_at_the_terminal(flexpay: Flexpay, tmp_path: Path) -> None:
     folder = tmp_path / "files"
     folder.mkdir()

@@ -1,0 +1,147 @@
+"""Two sessions that compute half of the customers each store what one would."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from datetime import timedelta
+
+import psycopg
+import pytest
+
+from flexpay_pipelines.analytics import MetricPolicy, halves, identity_breaks, interval_breaks, refresh
+from flexpay_pipelines.database import Connection, beside, opened
+from flexpay_pipelines.errors import DatabaseUnavailable
+from tests.analytics.ledger import DAYS, EVENTS, ORIGIN, write
+from tests.analytics.reference import Event
+from tests.analytics.test_refresh import CLOCK, FIRST, LAST, TABLES, contents
+
+STORED = (*TABLES, "interval_progress", "snapshots")
+
+
+def company(customers: int = 40) -> list[Event]:
+    """Customers with one to three subscriptions in three currencies, some of them the other half's."""
+    chance = random.Random(4)  # noqa: S311 - not for secrets
+    events = []
+    for number in range(customers):
+        for subscription in range(chance.choice([1, 1, 2, 3])):
+            plain = Event(
+                subscription=f"c{number}-{subscription}",
+                customer=f"c{number}",
+                event="started",
+                occurred_at=ORIGIN,
+                recorded_at=ORIGIN,
+                currency=("EUR", "USD", "JPY")[number % 3],
+            )
+            for _ in range(chance.randint(1, 9)):
+                at = ORIGIN + timedelta(days=chance.randint(0, DAYS), hours=chance.choice([0, 5, 12]))
+                events.append(
+                    replace(
+                        plain,
+                        event=chance.choice(EVENTS),
+                        occurred_at=at,
+                        recorded_at=at,
+                        plan=chance.choice(["basic", "pro"]),
+                        payment_frequency=chance.choice(["WEEKLY", "MONTHLY", "YEARLY"]),
+                        amount_minor=chance.choice([0, 100, 1999]),
+                    )
+                )
+    return events
+
+
+@pytest.fixture
+def second_sessions(monkeypatch: pytest.MonkeyPatch) -> list[Connection]:
+    """Every company is large enough for two; the second sessions that were opened."""
+    seen: list[Connection] = []
+    opening = beside
+
+    def noted(connection: Connection, *, purpose: str) -> Connection:
+        seen.append(opening(connection, purpose=purpose))
+        return seen[-1]
+
+    monkeypatch.setattr(halves, "WORTHWHILE", 1)
+    monkeypatch.setattr(halves, "beside", noted)
+    return seen
+
+
+def forget(connection: Connection) -> None:
+    for table in STORED:
+        # Truncated, as a table is that never held a row.
+        connection.execute(f"TRUNCATE analytics.{table}")
+
+
+@pytest.mark.parametrize("first", [FIRST, FIRST + timedelta(days=60)], ids=["all", "from the middle on"])
+@pytest.mark.parametrize("policy", [MetricPolicy(), MetricPolicy(paused="included", paused_churn_days=20)])
+def test_two_sessions_store_what_one_does(
+    billing: Connection, second_sessions: list[Connection], first: object, policy: MetricPolicy
+) -> None:
+    write(billing, company())
+    start = FIRST if first == FIRST else FIRST + timedelta(days=60)
+    two = refresh(billing, start=start, end=LAST, clock=CLOCK, policy=policy)
+    by_two = contents(billing)
+    assert len(second_sessions) == 1
+    assert second_sessions[0].closed
+    assert identity_breaks(billing, start=start, end=LAST) == []
+    assert [b for b in interval_breaks(billing) if b["problem"] != "current state differs"] == []
+    forget(billing)
+    with billing.transaction():
+        # Nobody else could see what this transaction has written: one session does it all.
+        one = refresh(billing, start=start, end=LAST, clock=CLOCK, policy=policy)
+    assert len(second_sessions) == 1
+    assert contents(billing) == by_two
+    assert (one.movements, one.subscriptions) == (two.movements, two.subscriptions)
+
+
+def test_the_next_refresh_needs_no_second_session(billing: Connection, second_sessions: list[Connection]) -> None:
+    write(billing, company(6))
+    refresh(billing, start=FIRST, end=LAST, clock=CLOCK)
+    refresh(billing, start=FIRST, end=LAST + timedelta(days=1), clock=CLOCK)
+    assert len(second_sessions) == 1
+
+
+def test_what_fails_in_the_other_half_fails_and_leaves_nothing(
+    billing: Connection, billing_url: str, second_sessions: list[Connection]
+) -> None:
+    write(billing, company(6))
+
+    def kill_the_second(sentence: str) -> None:
+        if sentence.startswith("Computing 2"):
+            with psycopg.connect(billing_url, autocommit=True) as killer:
+                killer.execute("SELECT pg_terminate_backend(%s, 5000)", (second_sessions[0].info.backend_pid,))
+
+    with pytest.raises(psycopg.OperationalError):
+        refresh(billing, start=FIRST, end=LAST, clock=CLOCK, progress=kill_the_second)
+    assert contents(billing) == {table: [] for table in TABLES}
+    refresh(billing, start=FIRST, end=LAST, clock=CLOCK)
+    assert identity_breaks(billing, start=FIRST, end=LAST) == []
+
+
+def test_a_killed_refresh_takes_the_other_half_with_it(
+    billing: Connection, billing_url: str, second_sessions: list[Connection]
+) -> None:
+    write(billing, company(6))
+    with opened(billing_url, purpose="victim") as victim:
+        pid = victim.info.backend_pid
+
+        def kill(sentence: str) -> None:
+            if sentence == "Computing rates.":
+                with psycopg.connect(billing_url, autocommit=True) as killer:
+                    killer.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
+
+        with pytest.raises(psycopg.OperationalError):
+            refresh(victim, start=FIRST, end=LAST, clock=CLOCK, progress=kill)
+    assert second_sessions[0].closed
+    assert contents(billing) == {table: [] for table in TABLES}
+
+
+def test_a_server_that_takes_no_second_session_has_one_do_it_all(
+    billing: Connection, second_sessions: list[Connection], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(connection: Connection, *, purpose: str) -> Connection:
+        raise DatabaseUnavailable("Cannot open a second session: too many clients already.")
+
+    monkeypatch.setattr(halves, "beside", full)
+    write(billing, company(6))
+    refresh(billing, start=FIRST, end=LAST, clock=CLOCK)
+    assert identity_breaks(billing, start=FIRST, end=LAST) == []
+    assert contents(billing)["mrr_summary"]
