@@ -20,7 +20,7 @@ PERIODS = {"day": day_ends, "month": month_ends}
 TYPES = ("new", "reactivation", "expansion", "contraction", "churn", "paused", "resumed", "transfer", "fx")
 
 random_histories = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 
 

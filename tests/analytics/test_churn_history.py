@@ -64,7 +64,7 @@ def earn(connection: Connection, at: datetime, known: datetime) -> None:
     )
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(events=histories(), offset=st.integers(5, 120))
 def test_nothing_that_was_known_later_is_looked_at(billing: Connection, events: list[Event], offset: int) -> None:
     """The terms of a day are the same in a database that holds just what was known then."""

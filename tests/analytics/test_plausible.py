@@ -50,7 +50,7 @@ def test_nothing_is_wrong_with_what_a_refresh_stores(company: Connection) -> Non
     assert plausible([])
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(events=histories())
 def test_months_and_events_agree_whatever_the_history(billing: Connection, events: list[Event]) -> None:
     last = (ORIGIN + DAYS * DAY).date()

@@ -33,7 +33,7 @@ def close(found: Decimal | None, wanted: Fraction | None, places: int = 6) -> No
 
 
 @pytest.mark.parametrize("grain", ["day", "month"])
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(events=histories().map(one_currency))
 def test_rates(billing: Connection, grain: str, events: list[Event]) -> None:
     first, last = FIRST + timedelta(days=20), FIRST + timedelta(days=DAYS + 100)
@@ -74,7 +74,7 @@ def test_rates(billing: Connection, grain: str, events: list[Event]) -> None:
         close(row["customer_churn_rate"], share(stripe.stripe_churned, stripe.stripe_start))
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 @given(events=histories())
 def test_cohorts(billing: Connection, events: list[Event]) -> None:
     last = FIRST + timedelta(days=DAYS + 100)

@@ -43,7 +43,7 @@ def event(name: str, day: int, **changes: object) -> Event:
     return replace(Event("ann-1", "ann", name, at, at), **changes)  # type: ignore[arg-type]
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     events=histories(),
     cut=st.integers(0, 24),

@@ -164,7 +164,7 @@ def test_they_are_exported_with_their_causes(billing: Connection, tmp_path: Path
     assert export_dataset(billing, dataset="restatements", known_at=CLOCK.now(), **whole, **ask) == 0
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(events=histories(), cut=st.integers(0, 24))
 def test_the_record_is_the_difference_of_what_was_stored(billing: Connection, events: list[Event], cut: int) -> None:
     """Before plus what is recorded gives after, for every figure and customer, and every day named did change."""

@@ -50,7 +50,7 @@ def event(name: str, at: datetime, **changes: object) -> Event:
     return replace(Event("ann-1", "ann", name, at, at), **changes)  # type: ignore[arg-type]
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(events=histories(), zone=st.sampled_from(ZONES), shift=st.integers(0, 24))
 def test_any_history_in_any_zone(billing: Connection, events: list[Event], zone: str, shift: int) -> None:
     moved = [replace(e, occurred_at=e.occurred_at + timedelta(hours=shift)) for e in events]

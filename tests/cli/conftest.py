@@ -2,46 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from flexpay_pipelines.sandbox.postgres import Cluster, in_use
 from flexpay_pipelines.sandbox.services import ROLES
-
-FLEXPAY = str(Path(sys.executable).with_name("flexpay"))
-TIMEOUT_SECONDS = 400
-
-
-@dataclass(frozen=True)
-class Said:
-    """What the command answered."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """The document on standard output."""
-        return json.loads(self.out)
-
+from tests.commands import Said, environment, run
 
 Flexpay = Callable[..., Said]
-
-
-def environment(home: Path, **variables: str) -> dict[str, str]:
-    """The environment of a user who set nothing but a home for FlexPay."""
-    kept = {name: os.environ[name] for name in ("PATH", "LANG", "FLEXPAY_POSTGRES_BIN") if name in os.environ}
-    return {**kept, "HOME": str(home), "FLEXPAY_HOME": str(home / "state"), **variables}
 
 
 @pytest.fixture
@@ -59,11 +31,7 @@ def kept_running(tmp_path: Path) -> Iterator[None]:
 def flexpay(tmp_path: Path) -> Flexpay:
     """Run `flexpay ARGUMENTS` with a home of its own; keyword arguments are environment variables."""
 
-    def run(*arguments: str, **variables: str) -> Said:
-        done = subprocess.run(
-            [FLEXPAY, *arguments], env=environment(tmp_path, **variables), cwd=tmp_path, stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS,
-        )  # fmt: skip
-        return Said(done.returncode, done.stdout, done.stderr)
+    def flexpay_run(*arguments: str, **variables: str) -> Said:
+        return run(*arguments, env=environment(tmp_path, **variables), cwd=tmp_path)
 
-    return run
+    return flexpay_run

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from flexpay_pipelines.sandbox import Cluster
-from tests.cli.conftest import Flexpay, Said
+from tests.cli.conftest import Flexpay
+from tests.commands import Said
 
 
 def _refused(said: Said, code: int, *words: str) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from flexpay_pipelines.sandbox.company import write_company
-from tests.cli.conftest import Flexpay, Said
+from tests.cli.conftest import Flexpay
+from tests.commands import Said
 
 
 def _done(said: Said) -> Said:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import FLEXPAY, Flexpay, environment
+from tests.cli.conftest import Flexpay
+from tests.commands import FLEXPAY, environment
 
 SCENES = 6
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Flexpay, Said
+from tests.cli.conftest import Flexpay
+from tests.commands import Said
 
 
 def _done(said: Said) -> Said:

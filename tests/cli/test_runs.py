@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,3 +57,8 @@ def test_connections_that_the_server_has_closed_are_opened_anew(on: Recorder, co
     assert ended is not None
     assert ended["sessions"] > 0
     _settle(on)
+
+
+def test_a_command_that_runs_nothing_does_without_dagster() -> None:
+    loaded = "import flexpay_pipelines.cli.main, flexpay_pipelines.session, sys; sys.exit('dagster' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", loaded], check=False).returncode == 0

@@ -10,7 +10,8 @@ import pytest
 from flexpay_pipelines.database import Connection, opened
 from flexpay_pipelines.payments import StripeGateway, link_subscriptions
 from flexpay_pipelines.sandbox.stripe_server import running_stripe_server
-from tests.cli.conftest import Flexpay, Said
+from tests.cli.conftest import Flexpay
+from tests.commands import Said
 from tests.payments.conftest import NOW, change, command, fill, outbox, quiet, stripe_id
 
 PAUSE = json.dumps({"mode": "collection", "resumes_at": None})

@@ -13,7 +13,8 @@ from flexpay_pipelines.database import Connection
 from flexpay_pipelines.payments import StripeGateway, link_subscriptions
 from flexpay_pipelines.sandbox.stripe_server import StripeSandbox, running_stripe_server
 from tests.billing.helpers import make_company
-from tests.cli.conftest import Flexpay, Said
+from tests.cli.conftest import Flexpay
+from tests.commands import Said
 from tests.payments.conftest import stripe_id
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 from flexpay_pipelines.database import Connection
 from flexpay_pipelines.payments import StripeGateway
 from flexpay_pipelines.sandbox.stripe_server import StripeSandbox
-from tests.cli.conftest import FLEXPAY, TIMEOUT_SECONDS, Said, environment
+from tests.commands import Said, environment, run
 from tests.payments.conftest import change, stripe_id
 
 Reconcile = Callable[..., Said]
@@ -28,15 +27,12 @@ def reconcile(
         FLEXPAY_STRIPE_REQUESTS_PER_SECOND="1000", COLUMNS="200",
     )  # fmt: skip
 
-    def run(*arguments: str) -> Said:
-        done = subprocess.run(
-            [FLEXPAY, "reconcile", *arguments], env=variables, cwd=tmp_path, stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS,
-        )  # fmt: skip
-        assert "Traceback" not in done.stderr
-        return Said(done.returncode, done.stdout, done.stderr)
+    def run_reconcile(*arguments: str) -> Said:
+        said = run("reconcile", *arguments, env=variables, cwd=tmp_path)
+        assert "Traceback" not in said.err
+        return said
 
-    return run
+    return run_reconcile
 
 
 def test_a_plan_a_mend_and_peace(reconcile: Reconcile, company: Connection, gateway: StripeGateway) -> None:

@@ -22,7 +22,7 @@ from flexpay_pipelines.payments import StripeGateway, poll_events
 from flexpay_pipelines.payments.webhook import LARGEST_BODY
 from flexpay_pipelines.sandbox.stripe_server import StripeSandbox
 from flexpay_pipelines.sandbox.stripe_webhooks import signature
-from tests.cli.conftest import FLEXPAY, environment
+from tests.commands import FLEXPAY, environment
 from tests.payments.conftest import NOW, quiet, stripe_id
 
 SECRET, NEXT_SECRET = "whsec_the_first", "whsec_the_next"
