@@ -213,11 +213,11 @@ def _keep_rates(connection: Connection, work: Workspace, days: list[date]) -> No
     work.reporting_rates(work.policy.reporting_currency)
     currencies = work.currencies()
     if work.missing_rate(rolling=True) is not None:
-        connection.execute("TRUNCATE pg_temp.metric_rates")
         if len(currencies) == 1:
+            connection.execute("TRUNCATE pg_temp.metric_rates")
             work.native_rates()
         else:
-            work.unknown_rates()
+            work.settle_unknown_rates()
     named.insert_rate_rows(connection, definition=DEFINITION)
     named.insert_stripe_rate_rows(connection, definition=STRIPE_DEFINITION)
     queries("analytics_refresh").drop_rates(connection, days=days)

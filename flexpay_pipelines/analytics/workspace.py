@@ -230,9 +230,9 @@ class Workspace:
         """Show every amount in its own currency."""
         queries("analytics_currencies").insert_native_rates(self.connection)
 
-    def unknown_rates(self) -> None:
-        """Show no amount that is added over currencies."""
-        queries("analytics_currencies").insert_unknown_rates(self.connection)
+    def settle_unknown_rates(self) -> None:
+        """Show windows for which a rate is unknown in their own currency, where it is one, or no amount of them."""
+        queries("analytics_currencies").settle_unknown_rates(self.connection)
 
     def reporting_rates(self, currency: str) -> None:
         """Show every amount in one currency. A rate is per whole unit: minor units differ by their decimals."""

@@ -32,17 +32,42 @@ LEFT JOIN LATERAL (
     ORDER BY f.date DESC LIMIT 1
 ) AS n ON TRUE;
 
--- name: insert_unknown_rates()!
--- description: No rates at all: whatever would be added over currencies stays null.
-INSERT INTO metric_rates (period, currency, shown, rate_before, rate_now)
-SELECT
-    w.period,
-    c.currency,
-    NULL AS shown,
-    NULL AS rate_before,
-    NULL AS rate_now
-FROM metric_windows AS w
-CROSS JOIN metric_currencies AS c;
+-- name: settle_unknown_rates()!
+-- description: Where a rate that is needed is unknown: amounts in their own currency if it is one, else none at all.
+WITH amounts AS (
+    SELECT
+        w.period,
+        s.currency,
+        s.period = w.last_period AS at_the_end
+    FROM metric_windows AS w
+    INNER JOIN metric_summary AS s ON s.period IN (w.before_period, w.last_period) AND s.kind = 'total'
+    WHERE s.customers <> 0 OR s.run_end <> 0 OR s.subscriptions <> 0 OR s.paused_subscriptions <> 0
+    UNION ALL
+    SELECT
+        c.period,
+        c.currency,
+        TRUE AS at_the_end
+    FROM metric_window_changes AS c
+    WHERE c.new <> 0 OR c.reactivation <> 0 OR c.expansion <> 0 OR c.contraction <> 0 OR c.churn <> 0
+),
+
+windows AS (
+    SELECT
+        a.period,
+        CASE WHEN min(a.currency) = max(a.currency) THEN min(a.currency) END AS only_currency
+    FROM amounts AS a
+    INNER JOIN metric_rates AS r ON a.period = r.period AND a.currency = r.currency
+    GROUP BY a.period
+    HAVING bool_or(CASE WHEN a.at_the_end THEN r.rate_now ELSE r.rate_before END IS NULL)
+)
+
+UPDATE metric_rates
+SET
+    shown = windows.only_currency,
+    rate_before = CASE WHEN metric_rates.currency = windows.only_currency THEN 1 END,
+    rate_now = CASE WHEN metric_rates.currency = windows.only_currency THEN 1 END
+FROM windows
+WHERE metric_rates.period = windows.period;
 
 -- name: create_currencies#
 -- description: The table metric_currencies: the currencies that customers pay in, looked for once.

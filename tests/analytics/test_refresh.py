@@ -272,6 +272,28 @@ def test_a_day_before_the_first_customer_has_rates_of_nothing(billing: Connectio
     assert billing.execute(shown).fetchall() == before
 
 
+def test_days_before_a_second_currency_need_no_exchange_rate(billing: Connection) -> None:
+    """Rates in money of these days are the same whether they are computed before or after its first customer came."""
+    shown = "SELECT * FROM analytics.churn WHERE definition = 'flexpay-1' ORDER BY day"
+    until = FIRST + timedelta(days=40)
+    write(billing, [event("started", 1), event("canceled", 12)])
+    write(billing, [event("started", 3, subscription="cid-1", customer="cid")])
+    refresh(billing, start=FIRST, end=FIRST + timedelta(days=19), clock=CLOCK)
+    alone = billing.execute(shown).fetchall()
+    write(billing, [event("started", 20, subscription="bob-1", customer="bob", currency="USD")])
+    for table in (*TABLES, "interval_progress", "snapshots"):
+        billing.execute(f"DELETE FROM analytics.{table}")  # noqa: S608
+    refresh(billing, start=FIRST, end=until, clock=CLOCK)
+    both = billing.execute(shown).fetchall()
+    assert both[:20] == alone
+    assert [row["arpa"] is None for row in both] == [not 1 <= n < 20 for n in range(41)]
+    billing.execute("INSERT INTO billing.fx_rates VALUES ('2025-01-21', 'USD', 'EUR', 0.9)")
+    refresh(billing, start=FIRST, end=until, clock=CLOCK)
+    told = billing.execute(shown).fetchall()
+    assert told[:20] == alone
+    assert [row["arpa"] is None for row in told] == [n < 1 for n in range(41)]
+
+
 def test_a_range_that_ends_before_it_starts(billing: Connection) -> None:
     with pytest.raises(BadInput, match=r"ends .* before it starts"):
         refresh(billing, start=date(2026, 1, 2), end=date(2026, 1, 1), clock=CLOCK)
