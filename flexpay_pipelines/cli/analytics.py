@@ -108,8 +108,7 @@ def run(start: From = None, end: To = None, plan: PlanOnly = False, yes: Yes = F
                 stored = [MOVEMENTS, SUMMARY, CHURN, COHORTS, BALANCES]
                 require(run_job("daily_analytics", on=on, partitions=days, selection=stored))
             outcome = require(run_job("daily_analytics", on=on, partitions=(days[1], days[1])))
-            # A picture is for the UI and the page.
-            figures = {k: v for k, v in outcome.outputs["analytics/daily_report"].items() if k != "trend"}
+            figures = outcome.outputs["analytics/daily_report"]
             show(
                 {"run_id": outcome.run_id, **figures},
                 as_json=as_json,

@@ -157,10 +157,9 @@ def _open_differences(kinds: list[str] | None) -> list[dict[str, Any]]:
 def _show_comparison(
     figures: dict[str, Any], found: list[dict[str, Any]], *, as_json: bool, title: str = "Compared"
 ) -> None:
-    told = {name: value for name, value in figures.items() if name not in ("by_kind", "which")}
     if as_json:
-        show({**told, "which": found}, as_json=True)
+        show({**figures, "which": found}, as_json=True)
         return
-    show(told, as_json=False, title=title)
+    show(figures, as_json=False, title=title)
     if found:
         show(found, as_json=False, title="Differences")

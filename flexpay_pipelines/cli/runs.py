@@ -187,7 +187,11 @@ def _outcome(name: str, result: dg.ExecuteInProcessResult, seconds: float) -> Ou
 
 
 def _values(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: getattr(value, "value", value) for key, value in metadata.items()}
+    import dagster as dg
+
+    # What is Markdown is a table of the UI's; a command that shows its rows asks the database.
+    plain = {key: value for key, value in metadata.items() if not isinstance(value, dg.MarkdownMetadataValue)}
+    return {key: getattr(value, "value", value) for key, value in plain.items()}
 
 
 def _failure(result: dg.ExecuteInProcessResult) -> tuple[str | None, int]:
