@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from flexpay_pipelines.analytics import MetricPolicy, churn, key_figures, movements, refresh, summary
+from flexpay_pipelines.analytics import MetricPolicy, churn, cohorts, key_figures, movements, refresh, summary
 from flexpay_pipelines.clock import FixedClock
 from flexpay_pipelines.database import Connection
 from flexpay_pipelines.errors import BadInput
@@ -41,6 +42,47 @@ def moved(connection: Connection, events: list[Event], days: int = 400, **option
     return [(row["movement"], int(row["annualised_minor"])) for row in rows]
 
 
+def at(day: str) -> datetime:
+    return datetime.fromisoformat(day).replace(tzinfo=UTC)
+
+
+def shown(rows: list[dict[str, object]], like: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The rows in the columns of a table of the document, written as it writes them."""
+
+    def written(value: object) -> str:
+        if isinstance(value, Decimal):
+            return f"{value.normalize():f}"
+        return "null" if value is None else str(value)
+
+    return [{name: written(row[name]) for name in like[0]} for row in rows]
+
+
+def test_the_worked_example_of_rates_and_cohorts(billing: Connection) -> None:
+    write(
+        billing,
+        [
+            Event(
+                subscription=f"{row['customer']}-1",
+                customer=row["customer"],
+                event=row["event"],
+                occurred_at=at(row["when"]),
+                recorded_at=at(row["when"]),
+                payment_frequency=row["payment_frequency"],
+                amount_minor=int(row["amount_minor"]),
+            )
+            for row in table("customers")
+        ],
+    )
+    rates = [
+        row
+        for row in churn(billing, start=date(2026, 2, 1), end=date(2026, 4, 30), grain="month")
+        if row["definition"] != "stripe"
+    ]
+    assert shown(rates, table("rates")) == table("rates")
+    found = cohorts(billing, start=date(2026, 1, 1), end=date(2026, 4, 30))
+    assert shown(found, table("cohorts")) == table("cohorts")
+
+
 @pytest.mark.parametrize("grain", ["day", "month"])
 def test_the_worked_example(billing: Connection, grain: Literal["day", "month"]) -> None:
     write(
@@ -50,8 +92,8 @@ def test_the_worked_example(billing: Connection, grain: Literal["day", "month"])
                 row["subscription"],
                 "ada",
                 row["event"],
-                datetime.fromisoformat(row["when"]).replace(tzinfo=UTC),
-                datetime.fromisoformat(row["when"]).replace(tzinfo=UTC),
+                at(row["when"]),
+                at(row["when"]),
                 row["plan"],
                 row["payment_frequency"],
                 int(row["amount_minor"]),
