@@ -136,7 +136,8 @@ def _check(
     sql = queries("billing")
     if ends is None:
         raise BadInput(
-            f"A customer's pause needs an end, at most {policy.max_days} days after it begins: say when by --until or --days."
+            f"A customer's pause needs an end, at most {policy.max_days} days after it begins: "
+            f"say when by --until or --days."
         )
     if sql.local_length(connection, starts_at=begins, ends_at=ends, zone=subscription["time_zone"]) > timedelta(
         days=policy.max_days
