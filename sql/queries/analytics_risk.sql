@@ -192,12 +192,22 @@ WHERE day = :day;
 
 -- name: risk_rows(day, at, masked, named)
 -- description: The highest scores of a day, with run rate and the address of the customer, masked or not.
-WITH standing AS (
+-- All that share the last of the highest scores are looked at: the run rate decides between them.
+WITH highest AS (
+    SELECT *
+    FROM analytics.churn_risk
+    WHERE day = :day
+    ORDER BY score DESC
+    FETCH FIRST (:named) ROWS WITH TIES
+),
+
+standing AS (
     SELECT
         v.customer_id,
         sum(v.annualised_minor) AS annualised_minor
     FROM analytics.run_rate_intervals AS v
     WHERE v.status IN ('active', 'past_due', 'paused') AND v.valid_from < :at AND (v.valid_to IS NULL OR v.valid_to >= :at)
+        AND v.customer_id IN (SELECT h.customer_id FROM highest AS h)
     GROUP BY v.customer_id
 )
 
@@ -214,10 +224,9 @@ SELECT
         WHEN NOT :masked THEN c.email
         WHEN position('@' IN c.email) > 1 THEN left(c.email, 1) || '***' || substring(c.email FROM position('@' IN c.email))
     END AS email
-FROM analytics.churn_risk AS r
+FROM highest AS r
 INNER JOIN billing.customers AS c ON r.customer_id = c.customer_id
 LEFT JOIN standing AS i ON r.customer_id = i.customer_id
-WHERE r.day = :day
 ORDER BY r.score DESC, annualised_minor DESC, c.customer_ref ASC
 LIMIT :named;
 

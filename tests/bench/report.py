@@ -43,6 +43,13 @@ MONEY = (
     "INSERT INTO billing.fx_rates (date, currency, reporting_currency, rate)"
     " SELECT date '2024-01-01' + 7 * n, currency, 'EUR', 0.9 + n %% 9 * 0.01"
     " FROM generate_series(0, 104) AS n, unnest(ARRAY['USD', 'GBP']) AS currency",
+    # Subscriptions are what their events amount to, as in life: nothing is amiss.
+    "UPDATE billing.subscriptions AS s SET plan = e.plan, payment_frequency = e.payment_frequency,"
+    " amount_minor = e.amount_minor, quantity = e.quantity, status = CASE e.event WHEN 'canceled' THEN 'canceled'"
+    " WHEN 'paused' THEN 'paused' WHEN 'suspended' THEN 'suspended' ELSE 'active' END"
+    " FROM (SELECT DISTINCT ON (subscription_id) * FROM billing.subscription_events"
+    " ORDER BY subscription_id, occurred_at DESC, recorded_at DESC, event_id DESC) AS e"
+    " WHERE s.subscription_id = e.subscription_id",
     "SET session_replication_role = origin",
     "ANALYZE",
 )
