@@ -31,6 +31,7 @@ _INTERVAL = (
 _TABLES = {
     "metric_subscriptions": "subscription_id bigint PRIMARY KEY, touched_from timestamptz NOT NULL",
     "metric_customers": "customer_id bigint PRIMARY KEY",
+    "metric_looked_up": _INTERVAL,
     "metric_plural": "customer_id bigint PRIMARY KEY",
     "metric_periods": "period date PRIMARY KEY",
     "metric_windows": "period date PRIMARY KEY, label text, last_period date, before_period date, "
@@ -74,6 +75,7 @@ _TABLES = {
 }
 _OF_ONE_PASS = (
     "metric_customers",
+    "metric_looked_up",
     "metric_plural",
     "metric_periods",
     "metric_windows",
@@ -167,6 +169,8 @@ class Workspace:
     def class_changes(self, grain: Grain, until: date) -> None:
         """From intervals to classed changes per customer and period, for all of the chosen customers' history."""
         named = queries("analytics_movements")
+        named.insert_looked_up(self.connection)
+        self._statistics("metric_looked_up")
         named.insert_plural(self.connection)
         self._statistics("metric_plural")
         named.insert_changes(self.connection, grain=grain, until=midnight(self.connection, until), **self.pauses)

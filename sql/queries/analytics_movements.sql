@@ -13,8 +13,13 @@ WHERE i.status = 'paused'
 ON CONFLICT (customer_id) DO NOTHING;
 
 -- name: see_chosen_customers#
--- description: The view metric_chosen: the intervals of the chosen customers.
+-- description: The view metric_chosen: the intervals of the chosen customers, which insert_looked_up looks up once.
 CREATE OR REPLACE TEMP VIEW metric_chosen AS
+SELECT * FROM metric_looked_up;
+
+-- name: insert_looked_up()!
+-- description: The intervals of the chosen customers; none where every customer is chosen.
+INSERT INTO metric_looked_up
 SELECT i.*
 FROM metric_customers AS c
 INNER JOIN metric_intervals AS i ON c.customer_id = i.customer_id;
