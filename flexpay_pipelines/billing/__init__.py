@@ -6,6 +6,7 @@ What belongs here: what happens to subscriptions and balances in our own databas
 
 from flexpay_pipelines.billing.due_changes import (
     AppliedChanges,
+    apply_changes_before_periods,
     apply_due_frequency_changes,
     overdue_frequency_changes,
     settle_due_changes,
@@ -83,6 +84,7 @@ __all__ = [
     "SweepPolicy",
     "SweepResult",
     "When",
+    "apply_changes_before_periods",
     "apply_due_frequency_changes",
     "apply_payment_outcomes",
     "apply_reward_change",

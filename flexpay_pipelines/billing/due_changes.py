@@ -6,8 +6,8 @@ and telling Stripe (`frequencies`).
 The invariant: a scheduled change holds from the first end of a paid period after Stripe was told of it. Stripe bills
 that period at the new price by itself. So a change waits while its subscription is paused; it moves with a payment that
 a pause has moved or left out; it comes a period later where Stripe was told too late. It is made before the payment of
-its own period is taken in (`outcomes` sees to it), so that dates move on by the new calendar; made after it, the end is
-the same, because the payment itself says whether the period is paid.
+its own period is taken in (`outcomes` sees to it, and `payments` where credit left nothing to pay), so that dates move
+on by the new calendar; made after it, the end is the same, because the payment itself says whether the period is paid.
 """
 
 from __future__ import annotations
@@ -64,10 +64,11 @@ def overdue_frequency_changes(connection: Connection, *, up_to: datetime) -> int
     return int(queries("billing_frequencies").count_due_changes(connection, up_to=up_to))
 
 
-def apply_changes_before_payments(connection: Connection, payment_ids: Sequence[int], *, clock: Clock) -> None:
-    """The due changes of these payments' subscriptions, in the caller's transaction (for this package)."""
-    if feature_enabled(connection, FREQUENCIES):
-        _batch(connection, clock, list(payment_ids), max(len(payment_ids), 1))
+def apply_changes_before_periods(connection: Connection, subscription_ids: Sequence[int], *, clock: Clock) -> None:
+    """The due changes of these subscriptions, before a period that was paid for moves their dates; in the caller's
+    transaction."""
+    if subscription_ids and feature_enabled(connection, FREQUENCIES):
+        _batch(connection, clock, list(subscription_ids), len(subscription_ids))
 
 
 def settle_due_changes(
@@ -90,12 +91,12 @@ def settle_due_changes(
 
 
 def _batch(
-    connection: Connection, clock: Clock, payment_ids: list[int] | None, batch_size: int
+    connection: Connection, clock: Clock, subscription_ids: list[int] | None, batch_size: int
 ) -> AppliedChanges | None:
     """One batch; None where nothing is due. What is postponed to a day that has come as well is due again."""
     sql, now = queries("billing_frequencies"), clock.now()
     with connection.transaction():
-        held = sql.hold_due_changes(connection, now=now, payment_ids=payment_ids, batch_size=batch_size)
+        held = sql.hold_due_changes(connection, now=now, subscription_ids=subscription_ids, batch_size=batch_size)
         ids = [row["frequency_change_id"] for row in held]
         if not ids:
             return None

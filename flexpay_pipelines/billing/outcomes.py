@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flexpay_pipelines.billing.due_changes import apply_changes_before_payments
+from flexpay_pipelines.billing.due_changes import apply_changes_before_periods
 from flexpay_pipelines.billing.features import feature_enabled, has_table
 from flexpay_pipelines.billing.sweep import PAUSES
 from flexpay_pipelines.clock import Clock
@@ -52,7 +52,8 @@ def apply_payment_outcomes(
     now = clock.now()
     with connection.transaction():
         # The payment of a period belongs to the terms that came with it.
-        apply_changes_before_payments(connection, ids, clock=clock)
+        paid_for = sql.subscriptions_of_payments(connection, payment_ids=ids)
+        apply_changes_before_periods(connection, paid_for, clock=clock)
         failed: int = sql.apply_failed_payments(connection, payment_ids=ids)
         succeeded = sql.apply_succeeded_payments(connection, payment_ids=ids, pause_mode=pause_mode)
         close_grace_periods(connection, succeeded["subscription_ids"], clock=clock)

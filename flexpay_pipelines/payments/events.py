@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from flexpay_pipelines.billing import close_grace_periods
+from flexpay_pipelines.billing import apply_changes_before_periods, close_grace_periods
 from flexpay_pipelines.payments.failures import StripePermanent, failure_class
 from flexpay_pipelines.payments.staging import copy_rows, staged
 from flexpay_pipelines.sql import queries
@@ -158,6 +158,8 @@ def apply_events(
         corrected = [row["payment_id"] for row in catalogue.correct_reasons(connection, events=events)]
         if payments or corrected:
             apply(connection, [*payments, *corrected])
+        free = catalogue.subscriptions_of_free_periods(connection, events=events)
+        apply_changes_before_periods(connection, free, clock=clock)
         catalogue.advance_free_periods(connection, events=events)
         canceled = [row["subscription_id"] for row in catalogue.apply_cancellations(connection, events=events)]
         close_grace_periods(connection, canceled, clock=clock)

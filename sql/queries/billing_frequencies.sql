@@ -165,18 +165,15 @@ FROM billing.frequency_changes AS f
 INNER JOIN billing.subscriptions AS s ON f.subscription_id = s.subscription_id
 WHERE f.state = 'scheduled' AND f.effective_at <= :up_to AND s.status <> 'paused';
 
--- name: hold_due_changes(now, payment_ids, batch_size)
--- Changes whose day has come (with payment_ids: of these payments' subscriptions), locked with their subscriptions. A paused one
+-- name: hold_due_changes(now, subscription_ids, batch_size)
+-- Changes whose day has come (of these subscriptions; null: of all), locked with their subscriptions. A paused one
 -- keeps its change, unless Stripe heard of the pause only when the period had turned.
 SELECT f.frequency_change_id
 FROM billing.frequency_changes AS f
 INNER JOIN billing.subscriptions AS s ON f.subscription_id = s.subscription_id
 WHERE
     f.state = 'scheduled' AND f.effective_at <= :now
-    AND (
-        cast(:payment_ids AS bigint[]) IS NULL
-        OR f.subscription_id IN (SELECT p.subscription_id FROM billing.payments AS p WHERE p.payment_id = any(:payment_ids))
-    )
+    AND (cast(:subscription_ids AS bigint[]) IS NULL OR f.subscription_id = any(:subscription_ids))
     AND (
         s.status <> 'paused'
         OR (
@@ -268,8 +265,29 @@ SELECT subscription_id FROM postponed;
 
 -- name: apply_changes(change_ids, now)^
 -- New terms where the period has ended. Stripe knows them; nothing is told. Where the interval changes, dates are counted from
--- the change, and the payment at it is still to come unless it was made. A canceled subscription loses its change.
-WITH due AS MATERIALIZED (
+-- the change, and the payment at it is still to come unless it was made, or credit left nothing to pay. A canceled subscription
+-- loses its change.
+WITH free AS MATERIALIZED (
+    -- Events are found by their time alone: read once for all changes, from the oldest on. (Stripe has dates in whole seconds.)
+    SELECT
+        f.frequency_change_id,
+        max(to_timestamp((e.object ->> 'created')::bigint)) AS billed_at
+    FROM billing.frequency_changes AS f
+    INNER JOIN billing.subscriptions AS s ON f.subscription_id = s.subscription_id
+    INNER JOIN billing.stripe_events AS e ON s.stripe_subscription_id = e.object ->> 'subscription'
+    WHERE
+        f.frequency_change_id = any(cast(:change_ids AS bigint[]))
+        AND e.created >= (
+            SELECT date_trunc('second', min(oldest.effective_at)) FROM billing.frequency_changes AS oldest
+            WHERE oldest.frequency_change_id = any(cast(:change_ids AS bigint[]))
+        )
+        AND e.type = 'invoice.paid' AND (e.object ->> 'amount_due')::bigint = 0
+        AND e.object ->> 'billing_reason' = 'subscription_cycle'
+        AND to_timestamp((e.object ->> 'created')::bigint) >= date_trunc('second', f.effective_at)
+    GROUP BY f.frequency_change_id
+),
+
+due AS MATERIALIZED (
     SELECT
         f.frequency_change_id,
         f.subscription_id,
@@ -280,13 +298,19 @@ WITH due AS MATERIALIZED (
         f.effective_at,
         s.status,
         c.time_zone,
-        (
-            SELECT max(p.occurred_at) FROM billing.payments AS p
-            WHERE p.subscription_id = f.subscription_id AND p.outcome = 'succeeded' AND p.occurred_at >= f.effective_at
+        greatest(
+            free.billed_at,
+            (
+                SELECT max(p.occurred_at) FROM billing.payments AS p
+                WHERE
+                    p.subscription_id = f.subscription_id AND p.outcome = 'succeeded'
+                    AND p.occurred_at >= date_trunc('second', f.effective_at)
+            )
         ) AS paid_at
     FROM billing.frequency_changes AS f
     INNER JOIN billing.subscriptions AS s ON f.subscription_id = s.subscription_id
     INNER JOIN billing.customers AS c ON s.customer_id = c.customer_id
+    LEFT JOIN free ON f.frequency_change_id = free.frequency_change_id
     WHERE
         f.frequency_change_id = any(cast(:change_ids AS bigint[]))
         AND f.state = 'scheduled' AND (f.effective_at <= :now OR s.status = 'canceled')
@@ -300,7 +324,9 @@ changed AS (
         next_payment_at = CASE
             WHEN due.from_frequency = due.to_frequency THEN s.next_payment_at
             WHEN due.paid_at IS NULL THEN due.effective_at
-            ELSE billing.next_payment_at(due.effective_at, due.to_frequency, due.paid_at, due.time_zone)
+            ELSE billing.next_payment_at(
+                due.effective_at, due.to_frequency, greatest(due.paid_at, due.effective_at), due.time_zone
+            )
         END,
         version = s.version + 1, changed_at = greatest(due.effective_at, s.changed_at),
         change_reason = 'changed at the end of the period'

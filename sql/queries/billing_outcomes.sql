@@ -1,5 +1,10 @@
 -- What payment attempts do to their subscriptions.
 
+-- name: subscriptions_of_payments(payment_ids)$
+-- The subscriptions of these payments.
+SELECT coalesce(array_agg(DISTINCT subscription_id), '{}') FROM billing.payments
+WHERE payment_id = any(cast(:payment_ids AS bigint[]));
+
 -- name: apply_failed_payments(payment_ids)$
 -- Subscriptions whose latest attempt failed become past due, as of the first failure since the last success; where something
 -- has changed since then, as of the latest. (Of one instant, a success comes after a failure.) One that was called past due

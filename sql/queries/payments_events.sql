@@ -198,6 +198,15 @@ WHERE
     AND (s.stripe_event_at IS NULL OR s.stripe_event_at < gone.created)
 RETURNING s.subscription_id;
 
+-- name: subscriptions_of_free_periods(events)$
+-- Subscriptions that have begun a period for which credit left nothing to pay.
+SELECT coalesce(array_agg(DISTINCT s.subscription_id), '{}')
+FROM billing.stripe_events AS e
+INNER JOIN billing.subscriptions AS s ON s.stripe_subscription_id = e.object ->> 'subscription'
+WHERE
+    e.stripe_event_id = any(:events) AND e.type = 'invoice.paid' AND (e.object ->> 'amount_due')::bigint = 0
+    AND e.object ->> 'billing_reason' = 'subscription_cycle';
+
 -- name: advance_free_periods(events)!
 -- A period for which credit left nothing to pay begins all the same: the next payment is the one after it. Its invoice can be
 -- made up to three days before our date, as for a payment.

@@ -17,6 +17,7 @@ from flexpay_pipelines.billing import (
     cancel_frequency_change,
     change_frequency,
     schedule_pause,
+    set_feature,
     sweep_pauses,
 )
 from flexpay_pipelines.billing.pauses import PausePolicy
@@ -249,6 +250,29 @@ def test_periods_that_credit_pays_for_move_the_date_as_well(world: World) -> Non
         "SELECT next_payment_at, change_reason FROM billing.subscriptions WHERE subscription_ref = 's4'"
     ).fetchone()
     assert row == {"next_payment_at": changed_at + 28 * DAY, "change_reason": "credit paid for the period"}
+    found = reconcile(world.billing, world.gateway, clock=world.clock, progress=quiet)
+    assert [one for one in found.differences if one.subscription_ref == "s4"] == []
+
+
+@pytest.mark.parametrize("made_by", ["the payment's events", "the hourly job, after them"])
+def test_a_change_at_the_end_of_a_period_comes_with_a_period_that_credit_pays_for(world: World, made_by: str) -> None:
+    # Nearly the whole year is credit, which pays for the first quarter, too.
+    world.until(NOW + 6 * DAY)
+    world.poll()
+    change_frequency(world.billing, subscription_ref="s4", to=PaymentFrequency.WEEKLY, clock=world.clock, when="now")
+    quoted = change_frequency(
+        world.billing, subscription_ref="s4", to=PaymentFrequency.QUARTERLY, clock=world.clock, when="period_end"
+    )
+    world.deliver()
+    world.until(quoted.effective_at + DAY)
+    set_feature(world.billing, "frequencies", made_by == "the payment's events", "a test", world.clock)
+    world.poll()
+    set_feature(world.billing, "frequencies", True, "a test", world.clock)
+    apply_due_frequency_changes(world.billing, clock=world.clock)
+    row = world.billing.execute(
+        "SELECT payment_frequency, next_payment_at FROM billing.subscriptions WHERE subscription_ref = 's4'"
+    ).fetchone()
+    assert row == {"payment_frequency": "QUARTERLY", "next_payment_at": quoted.next_payments[1]}
     found = reconcile(world.billing, world.gateway, clock=world.clock, progress=quiet)
     assert [one for one in found.differences if one.subscription_ref == "s4"] == []
 
