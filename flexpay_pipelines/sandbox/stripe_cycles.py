@@ -55,6 +55,8 @@ def _period_before(price: State, end: int) -> int:
 
 def advance(account: Account, until: int, *, most: int) -> tuple[int, bool]:
     """Let time pass up to `until`, at most so many happenings. Returns how many, and whether `until` was reached."""
+    # What happens because time has passed is nobody's request.
+    account.request_key = None
     happened = 0
     while happened < most and (due := account.store.next_due(until)) is not None:
         kind, identifier, at = due

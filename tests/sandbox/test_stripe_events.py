@@ -134,6 +134,17 @@ def test_a_fault_can_strike_a_share_of_the_requests(sandbox: StripeSandbox, clie
     assert 15 <= struck <= 45
 
 
+def test_what_time_brings_about_carries_no_key_of_the_last_request(
+    sandbox: StripeSandbox, client: stripe.StripeClient
+) -> None:
+    until = int((NOW + timedelta(hours=1)).timestamp())
+    paused = {"pause_collection": {"behavior": "void", "resumes_at": until}}
+    client.v1.subscriptions.update("sub_1", paused, {"idempotency_key": "pause"})  # type: ignore[arg-type]
+    sandbox.advance(NOW + timedelta(hours=2))
+    requests = [one.request for one in client.v1.events.list({"type": "customer.subscription.updated"}).data]
+    assert [request and request.idempotency_key for request in requests] == [None, "pause"]
+
+
 def test_a_payment_that_is_asked_for_is_no_attempt_of_the_schedule(
     sandbox: StripeSandbox, client: stripe.StripeClient
 ) -> None:
