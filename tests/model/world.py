@@ -164,7 +164,12 @@ class World:
             self._asked(partial(billing.cancel_pause, self.admin, pause_ref=row["pause_ref"], clock=self.clock))
 
     def end_pause(self, ref: str) -> None:
-        """Somebody ends a pause; what Stripe has to tell was read some minutes ago."""
+        """Somebody ends a pause; what Stripe has to tell was read some minutes ago.
+
+        Not in the very second in which it began: the clock of the product tells microseconds, and another pause that
+        began in the same one would have the same place in history.
+        """
+        self._set_time(self.now + timedelta(seconds=1))
         if self.poll():
             self._asked(
                 partial(
