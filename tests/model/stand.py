@@ -25,6 +25,8 @@ from flexpay_pipelines.payments import StripeGateway
 from flexpay_pipelines.sandbox.sharing import _CHILDREN, HttpServer
 from flexpay_pipelines.sandbox.stripe_server import WHAT, StripeSandbox, running_stripe_server
 
+# Where no fault is ordered, a machine that has much to do is none.
+PATIENCE_SECONDS = 30
 _SERVER = "flexpay_pipelines.sandbox.stripe_server"
 # Columns that are stamped with the time at which a row is written.
 _STAMPED = (
@@ -102,14 +104,14 @@ class Stand:
         _CHILDREN.pop(pid).wait()
         server.start()
 
-    def gateway(self, after_write: Callable[[], None] = lambda: None) -> StripeGateway:
+    def gateway(self, after_write: Callable[[], None] = lambda: None, *, timeout_seconds: float = 1) -> StripeGateway:
         """The gateway without the SDK's own repetitions, so that each fault is seen, and in a hurry.
 
         Args:
             after_write: called when Stripe has done what was asked, before we can make a note of it.
         """
         made = _Watched(
-            self.stripe.api_key, self.stripe.api_base, timeout_seconds=1, max_network_retries=0,
+            self.stripe.api_key, self.stripe.api_base, timeout_seconds=timeout_seconds, max_network_retries=0,
             requests_per_second=10_000, sleep=lambda _: None,
         )  # fmt: skip
         made.after_write = after_write
@@ -121,7 +123,7 @@ class Stand:
             self.stripe.api_base + path, method=method, headers={"Authorization": f"Bearer {self.stripe.api_key}"}
         )
         try:
-            with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310 - as above
+            with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as answer:  # noqa: S310 - as above
                 return dict(json.load(answer))
         except urllib.error.HTTPError as refused:
             return dict(json.load(refused))

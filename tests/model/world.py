@@ -24,7 +24,7 @@ from flexpay_pipelines.errors import BadInput, TransientError
 from flexpay_pipelines.money import PaymentFrequency
 from tests.model.company import Company, found
 from tests.model.hooks import post
-from tests.model.stand import Stand, emptied, session, tell_time
+from tests.model.stand import PATIENCE_SECONDS, Stand, emptied, session, tell_time
 
 HOUR = timedelta(hours=1)
 QUIET = timedelta(days=16)
@@ -303,6 +303,7 @@ class World:
         """Everything works again, until nothing is left to do."""
         self.fuse = None
         self.stripe.clear_faults()
+        self.gateway = self.stand.gateway(timeout_seconds=PATIENCE_SECONDS)
         for feature in ("pauses", "frequencies", "rewards"):
             self.switch(feature, True)
         for _ in range(60):
