@@ -37,19 +37,29 @@ def no_day_is_paid_twice(world: World) -> None:
             (ref,),
         ).fetchall()
         for one, following in pairwise(_collected(world, ref)):
-            begins = _instant(following["created"])
-            # The answer may have been lost: what was made is known to be delivered later, or never.
-            asked = any(row["created_at"] <= begins <= row["at"] for row in changes)
-            changed = asked and following["billing_reason"] == "subscription_update"
-            assert changed or begins >= _end(one, ZoneInfo(member.zone)), (ref, one["id"], following["id"])
+            ends = _end(one, ZoneInfo(member.zone), _changed_at(one, changes))
+            changed = _changed_at(following, changes) is not None
+            assert changed or _instant(following["created"]) >= ends, (ref, one["id"], following["id"])
 
 
-def _end(invoice: dict[str, Any], zone: ZoneInfo) -> datetime:
-    """The earliest instant at which an invoice's period is over, on Stripe's calendar or on the customer's."""
+def _changed_at(invoice: dict[str, Any], changes: list[dict[str, Any]]) -> datetime | None:
+    """When the change at once was made that an invoice is of; None where it is of none."""
+    made = _instant(invoice["created"])
+    # The answer may have been lost: what was made is known to be delivered later, or never.
+    asked = [row["created_at"] for row in changes if row["created_at"] <= made <= row["at"]]
+    return max(asked) if asked and invoice["billing_reason"] == "subscription_update" else None
+
+
+def _end(invoice: dict[str, Any], zone: ZoneInfo, changed_at: datetime | None) -> datetime:
+    """The earliest instant at which an invoice's period is over, on Stripe's calendar or on the customer's.
+
+    A change at once was credited and begins its period when it was made, however late Stripe was told of it.
+    """
     begins, ends = _instant(invoice["created"]), _instant(invoice["period_end"])
+    late = begins - (changed_at or begins)
     by_months = ends - begins > _FORTNIGHT
-    another_day = by_months and begins.astimezone(zone).day != begins.day
-    return ends - _CLOCK_CHANGE - (_MONTH_ENDS if another_day else timedelta(0))
+    another_day = by_months and (late > timedelta(0) or begins.astimezone(zone).day != begins.day)
+    return ends - late - _CLOCK_CHANGE - (_MONTH_ENDS if another_day else timedelta(0))
 
 
 def no_pause_is_billed(world: World) -> None:
