@@ -67,7 +67,7 @@ class SweepResult:
     Attributes:
         due: transitions that it found due.
         started: pauses and grace periods begun.
-        ended: customer and admin pauses ended, their subscriptions active again.
+        ended: customer and admin pauses ended, their subscriptions active again; past due where a payment is owed.
         suspended: grace periods that ran out.
         skipped: transitions that changed no subscription, by reason.
         commands: Stripe commands written.

@@ -141,6 +141,7 @@ SELECT
 -- name: end_due_pauses(pause_ids, up_to, quiet, pause_mode, move_next_payment)^
 -- End these pauses, where they are still due: customer and admin pauses resume, a grace period that ran out suspends.
 -- Quiet: Stripe never heard of the start, so it is told of no end, only of the payment that moved; of a suspension always.
+-- A payment that was tried, and failed, was billed: it is owed still, and what the pause moves is the one after it.
 -- Rare lookups (time zone, frequency: a column that need not be deployed) are made only for the rows that need them.
 WITH due AS MATERIALIZED (
     SELECT
@@ -172,14 +173,63 @@ WITH due AS MATERIALIZED (
     FOR NO KEY UPDATE OF p, s SKIP LOCKED
 ),
 
+failing AS (
+    -- When the newest of the invoices was made that could not be collected, and whether that leaves the subscription past due.
+    SELECT
+        due.pause_id,
+        newest.occurred_at >= due.starts_at OR coalesce((
+            SELECT e.event FROM billing.subscription_events AS e
+            WHERE e.subscription_id = due.subscription_id AND e.event NOT IN ('paused', 'changed')
+            ORDER BY e.occurred_at DESC, e.recorded_at DESC, e.event_id DESC
+            LIMIT 1
+        ) = 'past_due', FALSE) AS owes,
+        (
+            SELECT max(invoices.made_at)
+            FROM (
+                SELECT min(p.occurred_at) AS made_at FROM billing.payments AS p
+                WHERE p.subscription_id = due.subscription_id AND p.outcome = 'failed'
+                GROUP BY split_part(p.payment_ref, ':', 1)
+            ) AS invoices
+        ) AS billed_at
+    FROM due
+    CROSS JOIN LATERAL (
+        SELECT
+            p.occurred_at,
+            p.outcome
+        FROM billing.payments AS p
+        WHERE p.subscription_id = due.subscription_id
+        ORDER BY p.occurred_at DESC, p.outcome DESC, p.attempt DESC, p.payment_ref DESC
+        LIMIT 1
+    ) AS newest
+    WHERE due.kind <> 'payment_failure' AND newest.outcome = 'failed'
+),
+
 held_up AS (
     -- The payment that the pause held up; an import need not know it.
     SELECT
         due.*,
-        coalesce(due.next_payment_at, billing.next_payment_at(
-            due.billing_anchor, due.payment_frequency, due.starts_at - interval '1 microsecond',
-            (SELECT c.time_zone FROM billing.customers AS c WHERE c.customer_id = due.customer_id)
-        )) AS payment_at,
+        coalesce(failing.owes, FALSE) AS owes,
+        greatest(
+            coalesce(due.next_payment_at, billing.next_payment_at(
+                due.billing_anchor, due.payment_frequency, due.starts_at - interval '1 microsecond',
+                (SELECT c.time_zone FROM billing.customers AS c WHERE c.customer_id = due.customer_id)
+            )),
+            -- Stripe's invoice of a date can be made some time before it, as for a payment.
+            CASE WHEN failing.billed_at IS NOT NULL THEN (
+                SELECT
+                    billing.next_payment_at(
+                        due.billing_anchor, coalesce(to_jsonb(s) ->> 'payment_frequency', 'MONTHLY'),
+                        failing.billed_at + CASE
+                            WHEN to_jsonb(s) ->> 'payment_frequency' IN ('WEEKLY', 'BIWEEKLY') THEN interval '26 hours'
+                            ELSE interval '74 hours'
+                        END,
+                        c.time_zone
+                    )
+                FROM billing.subscriptions AS s
+                INNER JOIN billing.customers AS c ON s.customer_id = c.customer_id
+                WHERE s.subscription_id = due.subscription_id
+            ) END
+        ) AS payment_at,
         -- Stripe's date can lie hours after ours (it was told late) or days (it counts months in UTC): a payment of the last
         -- days before the pause that nobody has tried was voided by the pause. One that can still be under way is not judged.
         CASE
@@ -193,6 +243,7 @@ held_up AS (
             ELSE FALSE
         END AS never_tried
     FROM due
+    LEFT JOIN failing ON due.pause_id = failing.pause_id
 ),
 
 planned AS (
@@ -216,7 +267,7 @@ planned AS (
 changed AS (
     UPDATE billing.subscriptions AS s
     SET
-        status = CASE WHEN planned.kind = 'payment_failure' THEN 'suspended' ELSE 'active' END,
+        status = CASE WHEN planned.kind = 'payment_failure' THEN 'suspended' WHEN planned.owes THEN 'past_due' ELSE 'active' END,
         version = s.version + 1,
         changed_at = CASE WHEN :quiet THEN greatest(planned.ends_at, s.changed_at) ELSE planned.ends_at END,
         change_reason = 'pause sweep: ' || planned.kind || ' ended',

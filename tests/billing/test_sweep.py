@@ -37,6 +37,8 @@ from tests.billing.helpers import (
     sweep,
 )
 
+MARCH = 31 * DAY
+
 
 def test_a_pause_starts_and_ends_at_the_times_it_was_due(billing: Connection) -> None:
     make_company(billing)
@@ -70,11 +72,37 @@ def test_a_payment_that_stripe_had_not_come_to_before_the_pause_moves_as_well(bi
     add_pause(billing, "s1", starts, ends)
     sweep(billing, NOON)
     sweep(billing, ends)
-    moved = due + (ends - starts)
-    resumed = {"mode": "collection"} if tried else {"mode": "collection", "next_payment_at": moved.isoformat()}
-    assert commands(billing)[1] == ("resume", resumed)
+    # What was tried was billed: it is the payment after it that moves.
+    moved = due + (MARCH if tried else timedelta(0)) + (ends - starts)
+    assert commands(billing)[1] == ("resume", {"mode": "collection", "next_payment_at": moved.isoformat()})
+    assert subscription(billing)["next_payment_at"] == moved
+
+
+@pytest.mark.parametrize("early", [timedelta(0), HOUR, 3 * DAY])
+@pytest.mark.parametrize("known", [True, False])
+def test_a_payment_that_failed_before_the_pause_is_owed_after_it(
+    billing: Connection, early: timedelta, known: bool
+) -> None:
+    starts, ends = NOON, NOON + 9 * DAY
+    due = starts - early
+    make_company(billing, anchor=due - 28 * DAY, next_payment_at=due)
+    add_pause(billing, "s1", starts, ends)
+    failed = [add_payment(billing, "s1", due, "failed"), add_payment(billing, "s1", due + DAY, "failed", attempt=2)]
+    if known:
+        apply_payment_outcomes(billing, failed, clock=clock_at(NOON), grace_days=7)
+    sweep(billing, NOON)
+    sweep(billing, ends)
+    row, moved = subscription(billing), due + MARCH + 9 * DAY
+    assert (row["next_payment_at"], row["billing_anchor"]) == (moved, moved)
+    if known:
+        assert row["status"] == "past_due"
+        assert events(billing) == [("past_due", due), ("paused", starts), ("past_due", ends)]
+    assert commands(billing)[1] == ("resume", {"mode": "collection", "next_payment_at": moved.isoformat()})
+    # It is paid in the end, and nothing moves once more.
+    paid = add_payment(billing, "s1", ends + DAY, "succeeded", attempt=3)
+    apply_payment_outcomes(billing, [paid], clock=clock_at(ends + DAY), grace_days=7)
     row = subscription(billing)
-    assert row["next_payment_at"] == (due if tried else moved)
+    assert (row["status"], row["next_payment_at"]) == ("active", moved)
 
 
 @pytest.mark.parametrize("length", [30 * timedelta(minutes=1), 30 * DAY])
@@ -90,7 +118,7 @@ def test_a_pause_begun_after_a_later_failure_became_known_is_the_end_of_history(
     sweep(billing, NOON + DAY)
     now = subscription(billing)["status"]
     last = sorted(events(billing), key=lambda one: one[1])[-1]
-    assert (now, last) == (("paused", ("paused", failed)) if length > DAY else ("active", ("resumed", failed)))
+    assert (now, last) == (("paused", ("paused", failed)) if length > DAY else ("past_due", ("past_due", failed)))
 
 
 def test_a_payment_that_may_be_under_way_is_not_asked_for_again(billing: Connection) -> None:
