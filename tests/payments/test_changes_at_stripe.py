@@ -236,6 +236,33 @@ def test_a_pause_that_stripe_hears_of_after_it_has_billed_is_not_billed_once_mor
     assert world.paid() == [MONTHLY]
 
 
+@pytest.mark.parametrize("starts", [END, END + timedelta(hours=1)])
+def test_a_payment_that_is_declined_before_a_pause_is_not_asked_for_twice(world: World, starts: datetime) -> None:
+    ends = END + 2 * DAY
+    schedule_pause(
+        world.billing, subscription_ref=REF, starts_at=starts, ends_at=ends, kind="admin", reason=None,
+        policy=PausePolicy(), clock=world.clock,
+    )  # fmt: skip
+    world.stripe.set_decline_rate(1)
+    for instant in (starts + timedelta(minutes=1), ends):
+        world.until(instant)
+        world.poll()
+        world.sweep()
+        world.deliver()
+    # Stripe tries the invoice of END once more on the third day; the next one is made a month later, and the pause.
+    world.stripe.set_decline_rate(0)
+    world.until(END + 25 * DAY)
+    world.poll()
+    outcomes = world.billing.execute(
+        "SELECT outcome FROM billing.payments JOIN billing.subscriptions USING (subscription_id)"
+        " WHERE subscription_ref = %s ORDER BY occurred_at",
+        (REF,),
+    )
+    assert [row["outcome"] for row in outcomes] == ["failed", "failed", "succeeded"]
+    assert world.at_stripe()[1] == world.terms()[3] == END.replace(month=4) + (ends - starts)
+    world.agrees()
+
+
 def test_periods_that_credit_pays_for_move_the_date_as_well(world: World) -> None:
     # s4 pays yearly, in five days; changed the day after, nearly the whole year is credit against the weeks to come.
     world.until(NOW + 6 * DAY)
