@@ -95,12 +95,15 @@ class _Walk:
             self.step()
         self.move(FOREVER if ends == FOREVER else self.due + (ends - starts))
 
-    def change(self, at: datetime, to: str, what: str) -> None:
+    def change(self, at: datetime, to: str, what: str, told_at: datetime | None) -> None:
         # Stripe can have begun the period that we expect next; nothing but the change begins one at its own instant.
         if what == "now" and self.billed(before=at):
             self.step()
         self.frequency = to
-        # On trial nothing is billed at once: the first payment after it takes the new terms.
+        # On trial nothing is billed at once: the first payment after it takes the new terms. Where Stripe heard of it
+        # only when the trial was over, it has billed the old ones, and gives that back with the new ones' first period.
+        if what == "on trial" and told_at is not None and told_at >= self.due:
+            self.billed(before=told_at + timedelta(seconds=1))
         self.move(self.due if what == "on trial" else at)
         if what == "now":
             assert self.billed(PROMPT), f"a change of {at} began no period"
@@ -145,7 +148,7 @@ def _follow(
             if one["what"] == "pause":
                 walk.pause(one["at"], one["ends_at"] or FOREVER)
             else:
-                walk.change(one["at"], one["to_frequency"], one["what"])
+                walk.change(one["at"], one["to_frequency"], one["what"], one["told_at"])
             continue
         # What is due in this moment, or was in the last of the subscription, may be made or not.
         if max(walk.due, walk.at_stripe) > min(walk.now, end) - TOLERANCE:
@@ -171,14 +174,17 @@ def _collected(world: World, ref: str) -> list[datetime]:
 def _happenings(world: World, ref: str) -> deque[dict[str, Any]]:
     """Pauses that were begun, and changes of frequency that were made, in their order."""
     rows = world.admin.execute(
-        "SELECT 'pause' AS what, starts_at AS at, ends_at, NULL AS to_frequency, 1 AS rank"
+        "SELECT 'pause' AS what, starts_at AS at, ends_at, NULL AS to_frequency, 1 AS rank, NULL AS told_at"
         " FROM billing.subscription_pauses JOIN billing.subscriptions USING (subscription_id)"
         " WHERE subscription_ref = %(ref)s AND kind <> 'payment_failure'"
         " AND subscription_pauses.state IN ('active', 'completed')"
         # Within an interval no date changes. On trial there is nothing to take back and nothing to pay.
         " UNION ALL SELECT CASE WHEN requested_at < effective_at THEN 'period end'"
         " WHEN debit_minor = 0 THEN 'on trial' ELSE 'now' END, effective_at, NULL,"
-        " to_frequency, 0 FROM billing.frequency_changes JOIN billing.subscriptions USING (subscription_id)"
+        " to_frequency, 0, (SELECT min(c.delivered_at) FROM billing.stripe_commands AS c"
+        " WHERE c.created_at = requested_at AND c.subscription_id = subscriptions.subscription_id"
+        " AND c.operation = 'change_price')"
+        " FROM billing.frequency_changes JOIN billing.subscriptions USING (subscription_id)"
         " WHERE subscription_ref = %(ref)s AND state = 'applied' AND from_frequency <> to_frequency"
         " ORDER BY at, rank",
         {"ref": ref},
