@@ -45,6 +45,7 @@ class World:
         # Commits of the worker until its connection is cut; None: never.
         self.fuse: int | None = None
         self._cut = False
+        self.cuts = 0
         self.typed: set[str] = set()
         self.admin = session(self.url, "model", self.now)
         self.worker = session(self.url, "worker", self.now)
@@ -360,6 +361,7 @@ class World:
             self.fuse -= 1
             if self.fuse <= 0:
                 self.fuse, self._cut = None, True
+                self.cuts += 1
                 self.admin.execute("SELECT pg_terminate_backend(%s, 5000)", (self.worker.info.backend_pid,))
 
     def _row(self, query: str, *parameters: object) -> dict[str, Any] | None:
