@@ -100,7 +100,7 @@ def ledgers(draw: st.DrawFn) -> list[Entry]:
     return entries
 
 
-@pytest.mark.parametrize("examples", [30, pytest.param(2_000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("examples", [20, pytest.param(2_000, marks=pytest.mark.soak)])
 def test_every_day_agrees_with_plain_loops(billing: Connection, examples: int) -> None:
     first, last = ORIGIN.date() + 20 * DAY, ORIGIN.date() + 110 * DAY
     write(billing, [started("ann-1", ORIGIN), started("cid-1", ORIGIN)])

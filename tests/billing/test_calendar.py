@@ -30,7 +30,7 @@ ZONES = [
 
 frequencies = st.sampled_from([*DAYS, *MONTHS])
 instants = st.datetimes(datetime(1996, 1, 1), datetime(2050, 1, 1), timezones=st.just(UTC))  # noqa: DTZ001 - bounds are naive
-same_database = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+same_database = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def on_the_wall(anchor: datetime, frequency: str, n: int, zone: str) -> datetime:

@@ -26,7 +26,7 @@ from flexpay_pipelines.database import Connection, opened
 from flexpay_pipelines.errors import BadInput
 from tests.billing.helpers import DAY, NOON, clock_at, make_company
 
-SAMPLE = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SAMPLE = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SOAK = settings(SAMPLE, max_examples=4000)
 CUSTOMERS = ("c1", "c2")
 

@@ -192,7 +192,7 @@ def _run(url: str, stand: Stand, **more: Any) -> None:
 
 
 def test_a_company_comes_through_whatever_happens(model_url: str, stand: Stand) -> None:
-    _run(model_url, stand, max_examples=20, derandomize=True)
+    _run(model_url, stand, max_examples=15, derandomize=True)
 
 
 @pytest.mark.soak
