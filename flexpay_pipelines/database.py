@@ -93,20 +93,9 @@ def connect(url: str, *, purpose: str, role: str = BILLING, connect_timeout: int
         ConfigurationError: the URL cannot be read.
     """
     import psycopg  # noqa: PLC0415 - the code location loads without it
-    from psycopg.rows import dict_row  # noqa: PLC0415
 
     try:
-        return psycopg.connect(
-            libpq_url(url),
-            autocommit=True,
-            row_factory=dict_row,
-            application_name=f"flexpay {purpose}"[:63],
-            connect_timeout=connect_timeout,
-            options="-c timezone=UTC",
-            client_encoding="utf8",
-            # A plan that is kept for any parameters is made for few rows; ours are batches.
-            prepare_threshold=None,
-        )
+        return _opened(libpq_url(url), purpose, "UTC", connect_timeout=connect_timeout)
     except (psycopg.ProgrammingError, UnicodeError):
         # Not quoted, and without its cause: libpq repeats the part that it does not understand.
         raise ConfigurationError(f"{SETTING_OF.get(role, role)} cannot be read: {NO_URL}") from None
@@ -125,18 +114,29 @@ def beside(connection: Connection, *, purpose: str) -> Connection:
         DatabaseUnavailable: the server takes no other.
     """
     import psycopg  # noqa: PLC0415
-    from psycopg.rows import dict_row  # noqa: PLC0415
 
     same = connection.info
-    known: dict[str, Any] = {**same.get_parameters(), "password": same.password or None}
-    known |= {
-        "application_name": f"flexpay {purpose}"[:63],
-        "options": f"-c timezone={same.parameter_status('TimeZone')}",
-    }
     try:
-        return psycopg.connect(**known, autocommit=True, row_factory=dict_row, prepare_threshold=None)
+        return _opened(same.dsn, purpose, same.parameter_status("TimeZone") or "UTC", password=same.password or None)
     except psycopg.OperationalError as error:
         raise DatabaseUnavailable(f"Cannot open a second session: {' '.join(str(error).split())}.") from error
+
+
+def _opened(conninfo: str, purpose: str, time_zone: str, **parameters: Any) -> Connection:
+    import psycopg  # noqa: PLC0415
+    from psycopg.rows import dict_row  # noqa: PLC0415
+
+    return psycopg.connect(
+        conninfo,
+        autocommit=True,
+        row_factory=dict_row,
+        application_name=f"flexpay {purpose}"[:63],
+        options=f"-c timezone={time_zone}",
+        client_encoding="utf8",
+        # A plan that is kept for any parameters is made for few rows; ours are batches.
+        prepare_threshold=None,
+        **parameters,
+    )
 
 
 @contextmanager

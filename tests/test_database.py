@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from flexpay_pipelines.database import (
     Connection,
     advisory_lock,
+    beside,
     connect,
     describe,
     libpq_url,
@@ -152,3 +153,15 @@ def test_importing_the_ground_floor_loads_no_driver() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, cwd=Path(__file__).parents[1], timeout=60)
     assert done.returncode == 0
+
+
+def test_a_second_session_is_like_the_first(billing_url: str) -> None:
+    with opened(billing_url.replace("@", ":a-secret@", 1), purpose="first") as first:
+        first.execute("SET TIME ZONE 'Asia/Tokyo'")
+        with beside(first, purpose="second") as second:
+            for same in ("user", "dbname", "host", "port", "password"):
+                assert getattr(second.info, same) == getattr(first.info, same)
+            assert second.info.password == "a-secret"
+            assert second.info.parameter_status("TimeZone") == "Asia/Tokyo"
+            row = second.execute("SELECT current_setting('application_name') AS name").fetchone()
+            assert row == {"name": "flexpay second"}

@@ -13,8 +13,8 @@ from typing import Any
 
 from flexpay_pipelines.analytics.bulk import first_rows_of
 from flexpay_pipelines.analytics.days import day_of
-from flexpay_pipelines.analytics.halves import OtherHalf
 from flexpay_pipelines.analytics.policy import Span
+from flexpay_pipelines.analytics.second_session import SecondSession
 from flexpay_pipelines.analytics.stored_cohorts import take_out
 from flexpay_pipelines.analytics.workspace import Workspace
 from flexpay_pipelines.sql import queries
@@ -37,7 +37,7 @@ def bring_intervals_up_to_date(
     work: Workspace,
     asked: Span,
     progress: Callable[[str], None],
-    other: OtherHalf,
+    second: SecondSession,
     then: Callable[[Workspace], object],
 ) -> Touched:
     """Replay the subscriptions that have events which the stored intervals do not hold, and those of moved customers.
@@ -46,7 +46,7 @@ def bring_intervals_up_to_date(
     for again until the transactions that were writing to the ledger then have ended. Hence the order of the statements:
     who ended before the ledger is read is seen in it; who has not is among the writers afterwards.
 
-    `other` is reading its half of the ledger; `then` is what it is to do when its intervals are here.
+    `second` is reading its share of the ledger; `then` is what it is to do when its intervals are here.
     """
     connection = work.connection
     named = queries("analytics_intervals")
@@ -57,7 +57,7 @@ def bring_intervals_up_to_date(
     mark, gaps = (0, _multirange([])) if known is None else (known["event_high_water"], known["gaps"])
     extent = named.ledger_extent(connection, event_high_water=mark, gaps=gaps)
     if known is None:
-        touched = _replay_everything(work, progress, other, then)
+        touched = _replay_everything(work, progress, second, then)
     else:
         named.touch_new_events(connection, event_high_water=mark, late=extent["late"])
         touched = _replay_touched(work, asked, progress)
@@ -81,7 +81,7 @@ def _multirange(ranges: list[Any]) -> Any:
 
 
 def _replay_everything(
-    work: Workspace, progress: Callable[[str], None], other: OtherHalf, then: Callable[[Workspace], object]
+    work: Workspace, progress: Callable[[str], None], second: SecondSession, then: Callable[[Workspace], object]
 ) -> Touched:
     connection = work.connection
     named = queries("analytics_intervals")
@@ -94,8 +94,8 @@ def _replay_everything(
         named.allow_lookups(connection, wanted="off")
         named.insert_intervals(connection)
         named.allow_lookups(connection, wanted="on")
-        other.pour(connection, "metric_intervals", "analytics.run_rate_intervals")
-        other.start(then)
+        second.pour(connection, "metric_intervals", "analytics.run_rate_intervals")
+        second.start(then)
     return Touched(ledger["subscriptions"], ledger["since"], 0)
 
 

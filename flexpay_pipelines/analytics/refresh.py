@@ -13,10 +13,10 @@ from functools import partial
 
 from flexpay_pipelines.analytics.bulk import first_rows_of
 from flexpay_pipelines.analytics.days import day_of, time_zone
-from flexpay_pipelines.analytics.halves import OtherHalf, shared_out
 from flexpay_pipelines.analytics.intervals import bring_intervals_up_to_date
 from flexpay_pipelines.analytics.policy import DEFINITION, ROLLING_DAYS, STRIPE_DEFINITION, MetricPolicy, Span, span
 from flexpay_pipelines.analytics.restatements import keep_earlier, record_restatement, remember_ledger
+from flexpay_pipelines.analytics.second_session import SecondSession, shared_out
 from flexpay_pipelines.analytics.stored_cohorts import keep_cohorts
 from flexpay_pipelines.analytics.workspace import STORED_KINDS, Workspace, lead_in, stored_workspace
 from flexpay_pipelines.clock import Clock
@@ -66,24 +66,24 @@ def refresh(
     with (
         advisory_lock(connection, LOCK),
         stored_workspace(connection, policy) as whole_work,
-        shared_out(whole_work, possible=ours) as (work, other),
+        shared_out(whole_work, possible=ours) as (work, second),
     ):
         _forget_other_policies(connection, policy)
         ledger = remember_ledger(connection)
-        other.start(Workspace.read_ledger)
-        # Where there is another half, nothing is stored: the days asked for are all.
-        touched = bring_intervals_up_to_date(work, asked, progress, other, partial(_sum_half, whole=asked))
+        second.start(Workspace.read_ledger)
+        # Where there is a second session, nothing is stored: the days asked for are all.
+        touched = bring_intervals_up_to_date(work, asked, progress, second, partial(_sum_there, whole=asked))
         wanted = _days(connection, asked, touched.since)
         whole = Span("day", wanted[0], wanted[-1])
         progress(f"Computing {len(wanted)} days, {whole.first} to {whole.last}.")
         base = _sum_customers(work, whole)
         keep_earlier(connection, ledger, wanted)
-        movements, changed = _keep(work, other, whole, wanted, base)
+        movements, changed = _keep(work, second, whole, wanted, base)
         progress("Computing rates.")
-        _compare_windows(work, other, whole, base)
+        _compare_windows(work, second, whole, base)
         _keep_rates(connection, work, wanted)
         progress("Computing cohorts.")
-        keep_cohorts(work, other, whole, touched)
+        keep_cohorts(work, second, whole, touched)
         restated = [day for day in changed if _is_stored(connection, day)]
         record_restatement(connection, ledger, restated, clock.now())
         queries("analytics_refresh").keep_snapshots(
@@ -162,20 +162,20 @@ def _sum_customers(work: Workspace, whole: Span) -> date | None:
     return base
 
 
-def _sum_half(work: Workspace, whole: Span) -> None:
-    """The same in another session, with the movements, which wait there to be stored."""
+def _sum_there(work: Workspace, whole: Span) -> None:
+    """The same in the second session, with the movements, which wait there to be stored."""
     _sum_customers(work, whole)
     queries("analytics_refresh").insert_movements(work.connection, days=whole.days)
 
 
-def _compare_windows(work: Workspace, other: OtherHalf, whole: Span, base: date | None) -> None:
-    def compare(half: Workspace) -> None:
-        half.windows(whole, days=ROLLING_DAYS)
-        half.window_changes(ROLLING_DAYS, base)
+def _compare_windows(work: Workspace, second: SecondSession, whole: Span, base: date | None) -> None:
+    def compare(share: Workspace) -> None:
+        share.windows(whole, days=ROLLING_DAYS)
+        share.window_changes(ROLLING_DAYS, base)
 
-    other.start(compare)
+    second.start(compare)
     compare(work)
-    if other.pour(work.connection, "metric_window_changes", "metric_window_changes"):
+    if second.pour(work.connection, "metric_window_changes", "metric_window_changes"):
         queries("analytics_rates").merge_window_changes(work.connection)
 
 
@@ -183,7 +183,9 @@ def _is_stored(connection: Connection, day: date) -> bool:
     return bool(queries("analytics_refresh").is_stored(connection, day=day))
 
 
-def _keep(work: Workspace, other: OtherHalf, whole: Span, days: list[date], base: date | None) -> tuple[int, set[date]]:
+def _keep(
+    work: Workspace, second: SecondSession, whole: Span, days: list[date], base: date | None
+) -> tuple[int, set[date]]:
     """Write what differs; gives the number of movements written and the days that had other figures before."""
     connection = work.connection
     named = queries("analytics_refresh")
@@ -191,14 +193,14 @@ def _keep(work: Workspace, other: OtherHalf, whole: Span, days: list[date], base
         if first:
             changed: set[date] = set()
             movements: int = named.first_movements(connection, days=days)
-            movements += other.pour(connection, "metric_movements", "analytics.mrr_movements")
+            movements += second.pour(connection, "metric_movements", "analytics.mrr_movements")
         else:
             named.insert_movements(connection, days=days)
-            other.pour(connection, "metric_movements", "metric_movements")
+            second.pour(connection, "metric_movements", "metric_movements")
             changed = {row["day"] for row in named.drop_stale_movements(connection, days=days)}
             movements = named.keep_movements(connection, days=days)
     for relation in ("metric_segment_changes", "metric_baseline"):
-        other.pour(connection, relation, relation)
+        second.pour(connection, relation, relation)
     work.add_up()
     if base is not None:
         earlier = lead_in(whole, ROLLING_DAYS)

@@ -17,8 +17,8 @@ from flexpay_pipelines.analytics.workspace import Workspace
 from flexpay_pipelines.sql import queries
 
 if TYPE_CHECKING:
-    from flexpay_pipelines.analytics.halves import OtherHalf
     from flexpay_pipelines.analytics.intervals import Touched
+    from flexpay_pipelines.analytics.second_session import SecondSession
 
 
 def take_out(work: Workspace, asked: Span, since: date) -> date | None:
@@ -33,7 +33,7 @@ def take_out(work: Workspace, asked: Span, since: date) -> date | None:
     return newest
 
 
-def keep_cohorts(work: Workspace, other: OtherHalf, whole: Span, touched: Touched) -> None:
+def keep_cohorts(work: Workspace, second: SecondSession, whole: Span, touched: Touched) -> None:
     """Cohorts of every month from the first computed or touched on, built on the stored month before."""
     named = queries("analytics_cohorts")
     connection = work.connection
@@ -51,9 +51,9 @@ def keep_cohorts(work: Workspace, other: OtherHalf, whole: Span, touched: Touche
     # Months between were never stored; what happened in them is counted on the way.
     first = min(named.first_month(connection) or first, last) if base is None else next_month(base)
     step = partial(_build, months=Span("month", first, last), base=base)
-    other.start(step)
+    second.start(step)
     step(work)
-    other.pour(connection, "metric_cohorts", "metric_cohorts")
+    second.pour(connection, "metric_cohorts", "metric_cohorts")
     named.keep_cohorts(connection)
 
 

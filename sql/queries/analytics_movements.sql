@@ -43,8 +43,15 @@ INSERT INTO metric_changes (
     subscription_id, customer_id, currency, country, alone, period, kind_before, kind_after, run_before, run_after, paused_before,
     paused_after, plan_before, plan_after, frequency_before, frequency_after, ever_before
 )
+WITH lives AS NOT MATERIALIZED (
+    SELECT
+        c.*,
+        c.paused_since + make_interval(hours => 24 * cast(:paused_churn_days AS integer)) AS ages_out_at
+    FROM metric_chosen AS c
+),
+
 -- An interval in which a pause ages out holds two.
-WITH moments AS (
+moments AS (
     SELECT
         i.subscription_id,
         i.customer_id,
@@ -57,16 +64,13 @@ WITH moments AS (
         cast(
             CASE
                 WHEN i.status IN ('active', 'past_due') THEN 'counted'
-                WHEN i.status <> 'paused' OR a.ages_out_at <= i.valid_from THEN 'out'
+                WHEN i.status <> 'paused' OR i.ages_out_at <= i.valid_from THEN 'out'
                 WHEN :included THEN 'counted'
                 ELSE 'paused'
             END AS analytics.standing
         ) AS kind,
-        CASE WHEN a.ages_out_at > i.valid_from THEN least(a.ages_out_at, i.valid_to) ELSE i.valid_to END AS next_at
-    FROM metric_chosen AS i
-    CROSS JOIN LATERAL (
-        SELECT i.paused_since + make_interval(hours => 24 * cast(:paused_churn_days AS integer)) AS ages_out_at
-    ) AS a
+        CASE WHEN i.ages_out_at > i.valid_from THEN least(i.ages_out_at, i.valid_to) ELSE i.valid_to END AS next_at
+    FROM lives AS i
     WHERE i.valid_from < :until
     UNION ALL
     SELECT
@@ -77,18 +81,15 @@ WITH moments AS (
         i.plan,
         i.payment_frequency,
         i.annualised_minor,
-        a.ages_out_at AS at,
+        i.ages_out_at AS at,
         cast('out' AS analytics.standing) AS kind,
         i.valid_to AS next_at
-    FROM metric_chosen AS i
-    CROSS JOIN LATERAL (
-        SELECT i.paused_since + make_interval(hours => 24 * cast(:paused_churn_days AS integer)) AS ages_out_at
-    ) AS a
-    WHERE i.status = 'paused' AND a.ages_out_at > i.valid_from AND a.ages_out_at < :until
-        AND (i.valid_to IS NULL OR i.valid_to > a.ages_out_at)
+    FROM lives AS i
+    WHERE i.status = 'paused' AND i.ages_out_at > i.valid_from AND i.ages_out_at < :until
+        AND (i.valid_to IS NULL OR i.valid_to > i.ages_out_at)
 ),
 
--- What does not last to the end of its period is not seen; the workspace's time zone is UTC.
+-- What does not last to the end of its period is not seen; days begin at midnight in the connection's time zone.
 ends AS (
     SELECT
         m.*,

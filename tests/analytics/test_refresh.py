@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 
@@ -41,6 +42,17 @@ def contents(connection: Connection) -> dict[str, list[tuple[object, ...]]]:
 def event(name: str, day: int, **changes: object) -> Event:
     at = ORIGIN + timedelta(days=day, hours=9)
     return replace(Event("ann-1", "ann", name, at, at), **changes)  # type: ignore[arg-type]
+
+
+def killing(victim: Callable[[], Connection], *, at: str, url: str) -> Callable[[str], None]:
+    """A listener to progress that kills a session of this process when it hears the sentence that begins so."""
+
+    def kill(sentence: str) -> None:
+        if sentence.startswith(at):
+            with psycopg.connect(url, autocommit=True) as killer:
+                killer.execute("SELECT pg_terminate_backend(%s, 5000)", (victim().info.backend_pid,))
+
+    return kill
 
 
 @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
@@ -245,16 +257,9 @@ def test_a_refresh_that_is_killed_leaves_what_was(billing: Connection, billing_u
     write(billing, [event("started", 1), event("canceled", 7)])
     refresh(billing, start=FIRST, end=FIRST + timedelta(days=3), clock=CLOCK)
     before = contents(billing)
-    with opened(billing_url, purpose="victim") as victim:
-        pid = victim.info.backend_pid
-
-        def kill_at_the_rates(sentence: str) -> None:
-            if sentence == "Computing rates.":
-                with psycopg.connect(billing_url, autocommit=True) as killer:
-                    killer.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
-
-        with pytest.raises(psycopg.OperationalError):
-            refresh(victim, start=FIRST, end=FIRST + timedelta(days=9), clock=CLOCK, progress=kill_at_the_rates)
+    with opened(billing_url, purpose="victim") as victim, pytest.raises(psycopg.OperationalError):
+        kill = killing(lambda: victim, at="Computing rates.", url=billing_url)
+        refresh(victim, start=FIRST, end=FIRST + timedelta(days=9), clock=CLOCK, progress=kill)
     assert contents(billing) == before
     assert refresh(billing, start=FIRST, end=FIRST + timedelta(days=9), clock=CLOCK).days == 10
 

@@ -1,26 +1,26 @@
-"""Two sessions that compute half of the customers each store what one would."""
+"""Two sessions that share the customers store what one would."""
 
 from __future__ import annotations
 
 import random
 from dataclasses import replace
-from datetime import timedelta
+from datetime import date, timedelta
 
 import psycopg
 import pytest
 
-from flexpay_pipelines.analytics import MetricPolicy, halves, identity_breaks, interval_breaks, refresh
+from flexpay_pipelines.analytics import MetricPolicy, identity_breaks, interval_breaks, refresh, second_session
 from flexpay_pipelines.database import Connection, beside, opened
 from flexpay_pipelines.errors import DatabaseUnavailable
 from tests.analytics.ledger import DAYS, EVENTS, ORIGIN, write
 from tests.analytics.reference import Event
-from tests.analytics.test_refresh import CLOCK, FIRST, LAST, TABLES, contents
+from tests.analytics.test_refresh import CLOCK, FIRST, LAST, TABLES, contents, killing
 
 STORED = (*TABLES, "interval_progress", "snapshots")
 
 
 def company(customers: int = 40) -> list[Event]:
-    """Customers with one to three subscriptions in three currencies, some of them the other half's."""
+    """Customers with one to three subscriptions in three currencies, some of them computed by either session."""
     chance = random.Random(4)  # noqa: S311 - not for secrets
     events = []
     for number in range(customers):
@@ -53,14 +53,13 @@ def company(customers: int = 40) -> list[Event]:
 def second_sessions(monkeypatch: pytest.MonkeyPatch) -> list[Connection]:
     """Every company is large enough for two; the second sessions that were opened."""
     seen: list[Connection] = []
-    opening = beside
 
     def noted(connection: Connection, *, purpose: str) -> Connection:
-        seen.append(opening(connection, purpose=purpose))
+        seen.append(beside(connection, purpose=purpose))
         return seen[-1]
 
-    monkeypatch.setattr(halves, "WORTHWHILE", 1)
-    monkeypatch.setattr(halves, "beside", noted)
+    monkeypatch.setattr(second_session, "WORTHWHILE", 1)
+    monkeypatch.setattr(second_session, "beside", noted)
     return seen
 
 
@@ -70,13 +69,12 @@ def forget(connection: Connection) -> None:
         connection.execute(f"TRUNCATE analytics.{table}")
 
 
-@pytest.mark.parametrize("first", [FIRST, FIRST + timedelta(days=60)], ids=["all", "from the middle on"])
+@pytest.mark.parametrize("start", [FIRST, FIRST + timedelta(days=60)], ids=["all", "from the middle on"])
 @pytest.mark.parametrize("policy", [MetricPolicy(), MetricPolicy(paused="included", paused_churn_days=20)])
 def test_two_sessions_store_what_one_does(
-    billing: Connection, second_sessions: list[Connection], first: object, policy: MetricPolicy
+    billing: Connection, second_sessions: list[Connection], start: date, policy: MetricPolicy
 ) -> None:
     write(billing, company())
-    start = FIRST if first == FIRST else FIRST + timedelta(days=60)
     two = refresh(billing, start=start, end=LAST, clock=CLOCK, policy=policy)
     by_two = contents(billing)
     assert len(second_sessions) == 1
@@ -99,37 +97,25 @@ def test_the_next_refresh_needs_no_second_session(billing: Connection, second_se
     assert len(second_sessions) == 1
 
 
-def test_what_fails_in_the_other_half_fails_and_leaves_nothing(
+def test_what_fails_in_the_second_session_fails_and_leaves_nothing(
     billing: Connection, billing_url: str, second_sessions: list[Connection]
 ) -> None:
     write(billing, company(6))
-
-    def kill_the_second(sentence: str) -> None:
-        if sentence.startswith("Computing 2"):
-            with psycopg.connect(billing_url, autocommit=True) as killer:
-                killer.execute("SELECT pg_terminate_backend(%s, 5000)", (second_sessions[0].info.backend_pid,))
-
+    kill = killing(lambda: second_sessions[0], at="Computing 261 days", url=billing_url)
     with pytest.raises(psycopg.OperationalError):
-        refresh(billing, start=FIRST, end=LAST, clock=CLOCK, progress=kill_the_second)
+        refresh(billing, start=FIRST, end=LAST, clock=CLOCK, progress=kill)
     assert contents(billing) == {table: [] for table in TABLES}
     refresh(billing, start=FIRST, end=LAST, clock=CLOCK)
     assert identity_breaks(billing, start=FIRST, end=LAST) == []
 
 
-def test_a_killed_refresh_takes_the_other_half_with_it(
+def test_a_killed_refresh_takes_the_second_session_with_it(
     billing: Connection, billing_url: str, second_sessions: list[Connection]
 ) -> None:
     write(billing, company(6))
-    with opened(billing_url, purpose="victim") as victim:
-        pid = victim.info.backend_pid
-
-        def kill(sentence: str) -> None:
-            if sentence == "Computing rates.":
-                with psycopg.connect(billing_url, autocommit=True) as killer:
-                    killer.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
-
-        with pytest.raises(psycopg.OperationalError):
-            refresh(victim, start=FIRST, end=LAST, clock=CLOCK, progress=kill)
+    with opened(billing_url, purpose="victim") as victim, pytest.raises(psycopg.OperationalError):
+        kill = killing(lambda: victim, at="Computing rates.", url=billing_url)
+        refresh(victim, start=FIRST, end=LAST, clock=CLOCK, progress=kill)
     assert second_sessions[0].closed
     assert contents(billing) == {table: [] for table in TABLES}
 
@@ -140,7 +126,7 @@ def test_a_server_that_takes_no_second_session_has_one_do_it_all(
     def full(connection: Connection, *, purpose: str) -> Connection:
         raise DatabaseUnavailable("Cannot open a second session: too many clients already.")
 
-    monkeypatch.setattr(halves, "beside", full)
+    monkeypatch.setattr(second_session, "beside", full)
     write(billing, company(6))
     refresh(billing, start=FIRST, end=LAST, clock=CLOCK)
     assert identity_breaks(billing, start=FIRST, end=LAST) == []

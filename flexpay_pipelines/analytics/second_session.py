@@ -1,4 +1,4 @@
-"""The first refresh of a large company in two sessions: each computes half of the customers, one stores both.
+"""The first refresh of a large company in two sessions: each computes its share of the customers, one stores both.
 
 What belongs here: the second session, its snapshot, the streams from it. What does not: what is computed (`workspace`)
 and stored (`refresh`). PostgreSQL neither writes nor runs windows in parallel, and figures of customers only add up;
@@ -26,7 +26,7 @@ _BLOCK = 1 << 18
 
 
 @dataclass(slots=True)
-class OtherHalf:
+class SecondSession:
     """The session that computes the other customers; without one nothing happens here."""
 
     work: Workspace | None = None
@@ -65,31 +65,31 @@ class OtherHalf:
 
 
 @contextmanager
-def shared_out(work: Workspace, *, possible: bool) -> Iterator[tuple[Workspace, OtherHalf]]:
+def shared_out(work: Workspace, *, possible: bool) -> Iterator[tuple[Workspace, SecondSession]]:
     """The workspace, and the second session if all of a large ledger is read for the first time.
 
     `possible`: nobody but this refresh is at work in the transaction, so that another session sees the same ledger.
     """
     from psycopg import IsolationLevel, sql  # noqa: PLC0415
 
-    named = queries("analytics_halves")
+    named = queries("analytics_second_session")
     if not possible or not named.is_first_and_large(work.connection, subscriptions=WORTHWHILE):
-        yield work, OtherHalf()
+        yield work, SecondSession()
         return
     snapshot = named.export_snapshot(work.connection)
     try:
-        second = beside(work.connection, purpose="analytics, other half")
+        connection = beside(work.connection, purpose="analytics, second session")
     except DatabaseUnavailable:
-        yield work, OtherHalf()
+        yield work, SecondSession()
         return
-    second.isolation_level = IsolationLevel.REPEATABLE_READ
-    with second, ThreadPoolExecutor(1, "other half") as pool, second.transaction():
-        second.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(snapshot)))
-        with empty_workspace(second, work.policy, share=_THEIRS) as theirs:
+    connection.isolation_level = IsolationLevel.REPEATABLE_READ
+    with connection, ThreadPoolExecutor(1, "second session") as pool, connection.transaction():
+        connection.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(snapshot)))
+        with empty_workspace(connection, work.policy, share=_THEIRS) as theirs:
             ours = replace(work, share=_OURS)
             ours.see_stored()
             try:
-                yield ours, OtherHalf(theirs, pool)
+                yield ours, SecondSession(theirs, pool)
             except BaseException:
-                second.cancel_safe()
+                connection.cancel_safe()
                 raise
