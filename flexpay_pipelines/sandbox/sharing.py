@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +169,7 @@ class HttpServer:
     def _await_serving(self, child: subprocess.Popen[bytes]) -> None:
         until = time.monotonic() + START_TIMEOUT_SECONDS
         while not self.running:
-            if child.poll() is not None:
+            if child.poll() is not None and not self.running:
                 raise PermanentError(f"{self.what} ended at once: {self._log_end()} (log: {self.log_file}).")
             if time.monotonic() > until:
                 raise TransientError(f"{self.what} did not start in {START_TIMEOUT_SECONDS:.0f} s: run it again.")
@@ -235,14 +235,32 @@ def serve(application: Any, arguments: Sequence[str]) -> None:
     def stop() -> None:
         server.should_exit = True
 
-    listener = socket.socket(fileno=descriptor)
-    # Not waiting for the lock: another server of this folder, whose starter was killed, may just have come up.
-    with locked(folder / "serving.lock", fcntl.LOCK_EX | fcntl.LOCK_NB):
-        record = folder / "server.json.new"
-        record.write_text(json.dumps({"pid": os.getpid(), "port": listener.getsockname()[1]}))
-        record.replace(folder / "server.json")
+    listener, record = socket.socket(fileno=descriptor), folder / "server.json"
+    with ExitStack() as held:
+        if not _only_one(folder / "serving.lock", record, held):
+            return
+        new = folder / "server.json.new"
+        new.write_text(json.dumps({"pid": os.getpid(), "port": listener.getsockname()[1]}))
+        new.replace(record)
         threading.Thread(target=_when_unused, args=(folder, stop), daemon=True).start()
         server.run(sockets=[listener])
+
+
+def _only_one(serving: Path, record: Path, held: ExitStack) -> bool:
+    """Take the server's lock into `held`; False where another server of this folder has it.
+
+    Who asks whether a server runs holds the lock for an instant, so that once is not enough. Another server, whose
+    starter was killed, may just have come up: its record tells.
+    """
+    while True:
+        try:
+            held.enter_context(locked(serving, fcntl.LOCK_EX | fcntl.LOCK_NB))
+        except BlockingIOError:
+            if record.exists():
+                return False
+            time.sleep(_POLL_SECONDS)
+        else:
+            return True
 
 
 def _when_unused(folder: Path, stop: Callable[[], None]) -> None:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from flexpay_pipelines.errors import BadInput, PermanentError
-from flexpay_pipelines.sandbox.sharing import HttpServer, in_use_elsewhere, running_http_server
+from flexpay_pipelines.sandbox import stripe_server
+from flexpay_pipelines.sandbox.sharing import HttpServer, in_use_elsewhere, locked, running_http_server
 from flexpay_pipelines.sandbox.stripe_server import running_stripe_server
 
 HOLD = """
@@ -88,6 +92,38 @@ def test_a_killed_server_is_started_again(tmp_path: Path) -> None:
         with running_stripe_server(tmp_path) as again:
             assert again.counts() == {"products": 1}, "what it knew survives"
             assert again.api_key == stripe.api_key
+
+
+def test_who_asks_whether_a_server_runs_is_not_in_the_way_of_one_that_starts(tmp_path: Path) -> None:
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.wait(0.002):
+            with suppress(BlockingIOError), locked(tmp_path / "serving.lock", fcntl.LOCK_EX | fcntl.LOCK_NB):
+                # An asker that the machine has put aside for a while.
+                done.wait(0.1)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        with running_stripe_server(tmp_path) as stripe:
+            assert stripe.counts() == {}
+    finally:
+        done.set()
+        asking.join()
+
+
+def test_two_servers_of_one_folder_are_never_two(tmp_path: Path) -> None:
+    with running_stripe_server(tmp_path) as stripe:
+        pid = _server(tmp_path).record["pid"]
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            late = subprocess.run(
+                [sys.executable, "-m", stripe_server.__name__, str(tmp_path), str(listener.fileno())],
+                pass_fds=(listener.fileno(),), timeout=60, check=False,
+            )  # fmt: skip
+        assert late.returncode == 0
+        assert _server(tmp_path).record["pid"] == pid
+        assert stripe.counts() == {}
 
 
 def test_a_port_in_use_is_one_sentence(tmp_path: Path) -> None:
