@@ -155,7 +155,32 @@ LIMIT :named;
 
 -- name: interval_breaks(named)
 -- description: Intervals with a gap, an overlap, a missing event or a last state unlike the subscription's; `total` counts all.
-WITH ordered AS (
+WITH heads AS MATERIALIZED (
+    SELECT i.subscription_id
+    FROM analytics.run_rate_intervals AS i
+    WHERE NOT EXISTS (
+        SELECT 1 FROM analytics.run_rate_intervals AS e
+        WHERE e.subscription_id = i.subscription_id AND e.valid_to = i.valid_from
+    )
+),
+
+-- No two intervals begin at once and none ends before it begins: where one ends at each beginning but one, and one has no
+-- end, they are a chain. Only what is none is put in order.
+broken AS MATERIALIZED (
+    SELECT h.subscription_id
+    FROM heads AS h
+    GROUP BY h.subscription_id
+    HAVING count(*) > 1
+    UNION ALL
+    SELECT h.subscription_id
+    FROM heads AS h
+    WHERE NOT EXISTS (
+        SELECT 1 FROM analytics.run_rate_intervals AS o
+        WHERE o.subscription_id = h.subscription_id AND o.valid_to IS NULL
+    )
+),
+
+ordered AS (
     SELECT
         i.subscription_id,
         i.customer_id,
@@ -163,6 +188,7 @@ WITH ordered AS (
         i.valid_to,
         lead(i.valid_from) OVER (PARTITION BY i.subscription_id ORDER BY i.valid_from) AS next_from
     FROM analytics.run_rate_intervals AS i
+    WHERE i.subscription_id IN (SELECT b.subscription_id FROM broken AS b)
 ),
 
 known AS (
@@ -213,7 +239,7 @@ problems AS (
     INNER JOIN billing.subscription_events AS e ON s.subscription_id = e.subscription_id
     WHERE EXISTS (SELECT 1 FROM known)
         AND s.subscription_id NOT IN (SELECT u.subscription_id FROM unsettled AS u)
-        AND s.subscription_id NOT IN (SELECT i.subscription_id FROM analytics.run_rate_intervals AS i)
+        AND s.subscription_id NOT IN (SELECT h.subscription_id FROM heads AS h)
     GROUP BY s.subscription_id, s.customer_id
     UNION ALL
     SELECT

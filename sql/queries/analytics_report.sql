@@ -39,7 +39,7 @@ COPY (
     FROM analytics.mrr_movements AS m
     INNER JOIN billing.customers AS c ON m.customer_id = c.customer_id
     WHERE m.day BETWEEN :first AND :last
-    ORDER BY m.day ASC, c.customer_ref ASC, m.movement ASC
+    ORDER BY m.day ASC, c.customer_ref COLLATE "C" ASC, m.movement ASC
 ) TO STDOUT (FORMAT csv, HEADER);
 
 -- name: load_cohorts(first, last)!

@@ -254,5 +254,5 @@ COPY (
     INNER JOIN billing.customers AS c ON r.customer_id = c.customer_id
     LEFT JOIN standing AS i ON r.customer_id = i.customer_id
     WHERE r.day = :day
-    ORDER BY r.score DESC, annualised_minor DESC, c.customer_ref ASC
+    ORDER BY r.score DESC, annualised_minor DESC, c.customer_ref COLLATE "C" ASC
 ) TO STDOUT (FORMAT csv, HEADER);

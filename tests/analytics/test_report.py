@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import combinations, product
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -196,6 +197,36 @@ def test_figures_that_do_not_reconcile_are_named(company: Connection, tmp_path: 
     assert {(row["problem"], row["customer_id"]) for row in interval_breaks(company)} >= {("gap", "ann")}
     page = daily_report(company, day=DAY, folder=tmp_path, clock=CLOCK, reporting_currency="EUR").html.read_text()
     assert "do not reconcile" in page
+
+
+def _three_intervals() -> list[list[tuple[int, int | None]]]:
+    """Every set of up to three intervals of one subscription on the days 1 to 4; None: without an end."""
+    ends = {first: [*range(first + 1, 5), None] for first in (1, 2, 3)}
+    return [
+        list(zip(firsts, lasts, strict=True))
+        for count in (1, 2, 3)
+        for firsts in combinations(ends, count)
+        for lasts in product(*(ends[first] for first in firsts))
+    ]
+
+
+def test_whatever_is_no_chain_is_named(billing: Connection) -> None:
+    for intervals in _three_intervals():
+        starts = [first for first, _ in intervals]
+        wrong = {
+            (first, "overlap" if last is None or (after is not None and last > after) else "gap")
+            for (first, last), after in zip(intervals, [*starts[1:], None], strict=True)
+            if last != after
+        }
+        with billing.transaction(force_rollback=True):
+            for first, last in intervals:
+                billing.execute(
+                    "INSERT INTO analytics.run_rate_intervals (subscription_id, valid_from, valid_to, customer_id,"
+                    " status, annualised_minor, plan, payment_frequency, currency, event_id)"
+                    " VALUES (1, %s, %s, 1, 'active', 1, 'pro', 'MONTHLY', 'EUR', %s)",
+                    (START + timedelta(first), None if last is None else START + timedelta(last), first),
+                )
+            assert {(row["event_id"], row["problem"]) for row in interval_breaks(billing)} == wrong, intervals
 
 
 def test_a_subscription_unlike_its_ledger_is_named(company: Connection) -> None:
