@@ -28,7 +28,7 @@ LOCK = "flexpay analytics refresh"
 
 @dataclass(frozen=True, slots=True)
 class RefreshResult:
-    """What a refresh did: days computed (of these `restated` changed after they were first stored), rows, seconds."""
+    """What a refresh did: days computed, movements, seconds, stored days that are otherwise since, subscriptions."""
 
     days: int
     movements: int
@@ -85,7 +85,8 @@ def refresh(
         progress("Computing cohorts.")
         keep_cohorts(work, second, whole, touched)
         restated = [day for day in changed if _is_stored(connection, day)]
-        record_restatement(connection, ledger, restated, clock.now())
+        revalued = _revalue(work, wanted, clock.now())
+        record_restatement(connection, ledger, restated, revalued, clock.now())
         queries("analytics_refresh").keep_snapshots(
             connection,
             days=wanted,
@@ -98,8 +99,8 @@ def refresh(
             event_high_water=touched.event_high_water,
         )
     seconds = time.monotonic() - began
-    progress(f"Stored {len(wanted)} days in {seconds:.1f} s; {len(restated)} of them were restated.")
-    return RefreshResult(len(wanted), movements, seconds, len(restated), touched.subscriptions)
+    progress(f"Stored {len(wanted)} days in {seconds:.1f} s; {len(restated) + len(revalued)} were restated.")
+    return RefreshResult(len(wanted), movements, seconds, len(restated) + len(revalued), touched.subscriptions)
 
 
 def _forget_other_policies(connection: Connection, policy: MetricPolicy) -> None:
@@ -212,17 +213,44 @@ def _keep(
 
 def _keep_rates(connection: Connection, work: Workspace, days: list[date]) -> None:
     named = queries("analytics_rates")
-    work.reporting_rates(work.policy.reporting_currency)
-    currencies = work.currencies()
-    if work.missing_rate(rolling=True) is not None:
-        if len(currencies) == 1:
-            connection.execute("TRUNCATE pg_temp.metric_rates")
-            work.native_rates()
-        else:
-            work.settle_unknown_rates()
-    named.insert_rate_rows(connection, definition=DEFINITION)
+    _value(work)
     named.insert_stripe_rate_rows(connection, definition=STRIPE_DEFINITION)
     queries("analytics_refresh").drop_rates(connection, days=days)
     queries("analytics_refresh").drop_amounts(connection, days=days)
     named.keep_rates(connection, days=days)
-    named.keep_amounts(connection, days=days, currencies=currencies)
+    named.keep_amounts(connection, days=days, currencies=work.currencies())
+
+
+def _value(work: Workspace) -> None:
+    """The rates of the windows, at the exchange rates that are known; amounts in one currency need none."""
+    work.reporting_rates(work.policy.reporting_currency)
+    if work.missing_rate(rolling=True) is not None:
+        if len(work.currencies()) == 1:
+            work.connection.execute("TRUNCATE pg_temp.metric_rates")
+            work.native_rates()
+        else:
+            work.settle_unknown_rates()
+    queries("analytics_rates").insert_rate_rows(work.connection, definition=DEFINITION)
+
+
+def _revalue(work: Workspace, computed: list[date], now: datetime) -> list[date]:
+    """Value the other stored days anew from their amounts; gives those to which exchange rates have since changed.
+
+    A day whose window begins before the first stored day keeps its rates: where that window stood is not stored.
+    """
+    named, rates, connection = queries("analytics_refresh"), queries("analytics_rates"), work.connection
+    if work.currencies() == [work.policy.reporting_currency]:
+        return []
+    days: list[date] | None = named.days_to_value(connection, computed=computed, span=ROLLING_DAYS)
+    if not days:
+        return []
+    work.clear()
+    connection.execute("TRUNCATE pg_temp.metric_rate_rows")
+    whole = Span("day", days[0], days[-1])
+    named.load_totals(connection, first=lead_in(whole, ROLLING_DAYS).first, last=whole.last)
+    rates.load_amounts(connection, days=days)
+    work.windows(whole, days=ROLLING_DAYS)
+    _value(work)
+    revalued = [row["day"] for row in rates.keep_values(connection, days=days)]
+    named.mark_restated(connection, days=revalued, now=now)
+    return revalued

@@ -140,7 +140,7 @@ def _restatement(what: Restatement, zone: ZoneInfo) -> dict[str, str]:
         named = f" (number {what.first_events}{f' and {rest:,} more' if rest > 0 else ''})" if what.events else ""
         parts = [f"{what.events:,} events that were new{named}" if what.events else ""]
         parts += [f"{what.moved_customers:,} customers in another country" if what.moved_customers else ""]
-        why = "; ".join(part for part in parts if part) or "computed again"
+        why = "; ".join(part for part in parts if part) or "other exchange rates"
     ends = [row for row in what.totals if row["end_after"] is not None]
     last = [row for row in ends if row["day"] == ends[-1]["day"]]
     return {

@@ -2,7 +2,7 @@
 
 What belongs here: the record of restatements. What does not: which days are computed again (`refresh`), what a figure
 is (`workspace`). Figures of a day change only by events that occurred on it or before and were not known when it was
-stored, or because a customer's country is another one.
+stored, or because a customer's country is another one; its rates in one currency by exchange rates, too.
 """
 
 from __future__ import annotations
@@ -72,17 +72,21 @@ def keep_earlier(connection: Connection, ledger: Ledger, days: Collection[date])
     named.keep_earlier_movements(connection, days=stored)
 
 
-def record_restatement(connection: Connection, ledger: Ledger, days: Collection[date], now: datetime) -> None:
-    """Keep what `days` were before and why they are otherwise; nothing where there are none."""
+def record_restatement(
+    connection: Connection, ledger: Ledger, days: Collection[date], revalued: Collection[date], now: datetime
+) -> None:
+    """Keep what `days` were before and why they are otherwise; nothing where there are none.
+
+    `revalued`: days of which only rates are otherwise, because exchange rates are.
+    """
     named = queries("analytics_restatements")
-    if days:
-        ordered = sorted(days)
-        named.drop_later_causes(connection, last=ordered[-1])
+    if days or revalued:
+        named.drop_later_causes(connection, last=max(days, default=date.min))
         restatement = named.insert_restatement(
-            connection, restated_at=now, days=ordered, whole=ledger.event_high_water is None
+            connection, restated_at=now, days=sorted({*days, *revalued}), whole=ledger.event_high_water is None
         )
         named.insert_restatement_causes(connection, restatement_id=restatement)
-        named.insert_restated_figures(connection, restatement_id=restatement, days=ordered)
+        named.insert_restated_figures(connection, restatement_id=restatement, days=sorted(days))
     named.forget_earlier(connection)
 
 

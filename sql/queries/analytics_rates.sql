@@ -375,3 +375,35 @@ SELECT
     r.pause_rate
 FROM metric_rate_rows AS r
 WHERE cast(r.period AS date) = any(cast(:days AS date []));
+
+-- name: load_amounts(days)!
+-- description: What the stored rates of these days were computed from.
+INSERT INTO metric_window_changes (
+    period, currency, customers_churned, joined, joined_churned, new, reactivation, expansion, contraction, churn, lost
+)
+SELECT
+    day,
+    currency,
+    customers_churned,
+    joined,
+    joined_churned,
+    new_minor,
+    reactivation_minor,
+    expansion_minor,
+    contraction_minor,
+    churn_minor,
+    lost_minor
+FROM analytics.churn_amounts
+WHERE day = any(cast(:days AS date []));
+
+-- name: keep_values(days)
+-- description: Stores the rates of these days where exchange rates have changed them; gives those days.
+UPDATE analytics.churn AS c
+SET
+    currency = r.currency, gross_mrr_churn = r.gross_mrr_churn, net_mrr_churn = r.net_mrr_churn, nrr = r.nrr, grr = r.grr,
+    quick_ratio = r.quick_ratio, arpa = r.arpa, ltv = r.ltv
+FROM metric_rate_rows AS r
+WHERE c.day = cast(r.period AS date) AND c.definition = r.definition AND c.day = any(cast(:days AS date []))
+    AND (c.currency, c.gross_mrr_churn, c.net_mrr_churn, c.nrr, c.grr, c.quick_ratio, c.arpa, c.ltv)
+    IS DISTINCT FROM (r.currency, r.gross_mrr_churn, r.net_mrr_churn, r.nrr, r.grr, r.quick_ratio, r.arpa, r.ltv)
+RETURNING c.day;

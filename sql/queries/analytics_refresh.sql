@@ -160,6 +160,17 @@ SELECT
     AND (SELECT count(*) FROM analytics.snapshots WHERE day > cast(:day AS date) - cast(:days AS integer) AND day <= :day) = :days
     AS stands;
 
+-- name: days_to_value(computed, span)$
+-- description: The stored days, but these, so many days before which another one is stored.
+SELECT array_agg(s.day ORDER BY s.day) AS days
+FROM analytics.snapshots AS s
+INNER JOIN analytics.snapshots AS b ON s.day - cast(:span AS integer) = b.day
+WHERE s.day <> all(cast(:computed AS date[]));
+
+-- name: mark_restated(days, now)!
+-- description: Records that stored days have other figures than before.
+UPDATE analytics.snapshots SET restated_at = :now WHERE day = any(cast(:days AS date[]));
+
 -- name: load_totals(first, last)!
 -- description: The stored totals of these days, which rates look back on.
 INSERT INTO metric_summary (

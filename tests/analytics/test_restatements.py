@@ -131,6 +131,73 @@ def test_a_move_to_another_country_is_a_cause(billing: Connection) -> None:
     assert {key[1] for key in recorded(billing)} == {"country"}
 
 
+def _rate(billing: Connection, currency: str, day: int, rate: float) -> None:
+    billing.execute(
+        "INSERT INTO billing.fx_rates (date, currency, reporting_currency, rate) VALUES (%s, %s, 'EUR', %s)"
+        " ON CONFLICT (date, currency, reporting_currency) DO UPDATE SET rate = excluded.rate",
+        (FIRST + timedelta(days=day), currency, rate),
+    )
+
+
+def _money(billing: Connection) -> dict[date, str]:
+    """The stored rates by day, whose windows begin on a stored day."""
+    return {
+        row["day"]: row["line"]
+        for row in billing.execute(
+            "SELECT day, string_agg(c::text, ' ' ORDER BY definition) AS line FROM analytics.churn AS c"
+            " WHERE day >= %s GROUP BY day",
+            (FIRST + timedelta(days=30),),
+        )
+    }
+
+
+def test_other_exchange_rates_restate_the_rates_of_the_days_that_they_touch(billing: Connection) -> None:
+    write(
+        billing,
+        [
+            event("started", 1, currency="EUR"),
+            event("started", 2, "bob-1", currency="USD"),
+            event("started", 3, "cid-1", currency="USD"),
+            event("canceled", 38, "cid-1", currency="USD"),
+            event("changed", 36, amount_minor=1500, currency="EUR"),
+        ],
+    )
+    # The dollar has no rate at first: no rate of money over both currencies.
+    refresh(billing, start=FIRST, end=LAST, clock=CLOCK)
+    assert restatements(billing, first=FIRST, last=LAST) == []
+
+    def after(clock: FixedClock) -> set[date]:
+        """The days whose rates another refresh of the last day changed; as if all had been computed with today's."""
+        before = _money(billing)
+        refresh(billing, start=LAST, end=LAST, clock=clock)
+        now = _money(billing)
+        with billing.transaction(force_rollback=True):
+            refresh(billing, start=FIRST, end=LAST, clock=clock)
+            assert _money(billing) == now
+        return {day for day in now if now[day] != before[day]}
+
+    for day in range(0, 40, 5):
+        _rate(billing, "USD", day, 0.9 + day / 100)
+    # The last day was asked for, so it was computed: it is not restated, though it is otherwise.
+    valued = {FIRST + timedelta(days=day) for day in range(30, 40)}
+    assert after(LATER) - {LAST} == valued
+    found = restatements(billing, first=FIRST, last=LAST)
+    assert [(r.first_day, r.days, r.events, r.moved_customers, r.totals) for r in found] == [
+        (FIRST + timedelta(days=30), 10, 0, 0, [])
+    ]
+    assert after(LATER) == set()
+    # A correction touches the windows that end after it; of those that begin with it, that of the last day is computed.
+    _rate(billing, "USD", 35, 1.3)
+    corrected = FixedClock(LATER.now() + timedelta(days=1))
+    assert after(corrected) - {LAST} == {FIRST + timedelta(days=day) for day in range(35, 40)}
+    marked = billing.execute(
+        "SELECT count(*) AS days FROM analytics.snapshots WHERE restated_at = %s", (corrected.now(),)
+    ).fetchone()
+    assert marked == {"days": 5}
+    billing.execute("DELETE FROM billing.fx_rates WHERE date = %s", (FIRST + timedelta(days=35),))
+    assert FIRST + timedelta(days=34) not in after(corrected)
+
+
 def test_another_ledger_names_no_event(billing: Connection) -> None:
     write(billing, [event("started", 1)])
     refresh(billing, start=FIRST, end=LAST, clock=CLOCK)
