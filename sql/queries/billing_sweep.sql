@@ -179,37 +179,6 @@ WITH due AS MATERIALIZED (
     FOR NO KEY UPDATE OF p, s SKIP LOCKED
 ),
 
-failing AS (
-    -- When the newest of the invoices was made that could not be collected, and whether that leaves the subscription past due.
-    SELECT
-        due.pause_id,
-        newest.occurred_at >= due.starts_at OR coalesce((
-            SELECT e.event FROM billing.subscription_events AS e
-            WHERE e.subscription_id = due.subscription_id AND e.event NOT IN ('paused', 'changed')
-            ORDER BY e.occurred_at DESC, e.recorded_at DESC, e.event_id DESC
-            LIMIT 1
-        ) = 'past_due', FALSE) AS owes,
-        (
-            SELECT max(invoices.made_at)
-            FROM (
-                SELECT min(p.occurred_at) AS made_at FROM billing.payments AS p
-                WHERE p.subscription_id = due.subscription_id AND p.outcome = 'failed'
-                GROUP BY split_part(p.payment_ref, ':', 1)
-            ) AS invoices
-        ) AS billed_at
-    FROM due
-    CROSS JOIN LATERAL (
-        SELECT
-            p.occurred_at,
-            p.outcome
-        FROM billing.payments AS p
-        WHERE p.subscription_id = due.subscription_id
-        ORDER BY p.occurred_at DESC, p.outcome DESC, p.attempt DESC, p.payment_ref DESC
-        LIMIT 1
-    ) AS newest
-    WHERE due.kind <> 'payment_failure' AND newest.outcome = 'failed'
-),
-
 held_up AS (
     -- The payment that the pause held up; an import need not know it.
     SELECT
@@ -249,7 +218,35 @@ held_up AS (
             ELSE FALSE
         END AS never_tried
     FROM due
-    LEFT JOIN failing ON due.pause_id = failing.pause_id
+    -- When the newest of the invoices was made that could not be collected, and whether that leaves the subscription past due.
+    -- Lateral: a CTE of its own, joined to due, is planned blind, and a nested loop over a batch is quadratic.
+    LEFT JOIN LATERAL (
+        SELECT
+            newest.occurred_at >= due.starts_at OR coalesce((
+                SELECT e.event FROM billing.subscription_events AS e
+                WHERE e.subscription_id = due.subscription_id AND e.event NOT IN ('paused', 'changed')
+                ORDER BY e.occurred_at DESC, e.recorded_at DESC, e.event_id DESC
+                LIMIT 1
+            ) = 'past_due', FALSE) AS owes,
+            (
+                SELECT max(invoices.made_at)
+                FROM (
+                    SELECT min(p.occurred_at) AS made_at FROM billing.payments AS p
+                    WHERE p.subscription_id = due.subscription_id AND p.outcome = 'failed'
+                    GROUP BY split_part(p.payment_ref, ':', 1)
+                ) AS invoices
+            ) AS billed_at
+        FROM (
+            SELECT
+                p.occurred_at,
+                p.outcome
+            FROM billing.payments AS p
+            WHERE p.subscription_id = due.subscription_id
+            ORDER BY p.occurred_at DESC, p.outcome DESC, p.attempt DESC, p.payment_ref DESC
+            LIMIT 1
+        ) AS newest
+        WHERE due.kind <> 'payment_failure' AND newest.outcome = 'failed'
+    ) AS failing ON TRUE
 ),
 
 planned AS (

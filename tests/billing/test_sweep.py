@@ -556,3 +556,5 @@ def test_the_choice_of_due_pauses_reads_the_partial_indexes(billing: Connection)
             plan = "\n".join(row["QUERY PLAN"] for row in billing.execute(f"EXPLAIN {statement}", parameters))
         assert index in plan
         assert "Seq Scan on subscriptions" not in plan
+        # No nested loop over every pair of a batch.
+        assert "Join Filter: (due.pause_id" not in plan
