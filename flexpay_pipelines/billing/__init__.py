@@ -63,6 +63,7 @@ from flexpay_pipelines.billing.sweep import (
     pauses_by_hour,
     plan_sweep,
     sweep_pauses,
+    take_pauses_back,
 )
 
 __all__ = [
@@ -119,4 +120,5 @@ __all__ = [
     "settle_rewards",
     "spend_reward",
     "sweep_pauses",
+    "take_pauses_back",
 ]

@@ -193,7 +193,8 @@ def end_pause_now(
     policy: SweepPolicy = SweepPolicy(),  # noqa: B008 - frozen
     dry_run: bool = False,
 ) -> Pause:
-    """End the customer or admin pause that holds a subscription: active again, Stripe told, in one transaction.
+    """End the customer or admin pause that holds a subscription: active again, or past due with a grace period where it
+    owes a payment; Stripe told, in one transaction.
 
     Raises:
         BadInput: no such subscription, or it is not held by such a pause.

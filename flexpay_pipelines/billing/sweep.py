@@ -11,6 +11,9 @@ What Stripe is told: a customer or admin pause that starts: `pause` until its en
 that starts: nothing, Stripe keeps retrying. One that runs out: `pause` without an end, so that no new invoice is made
 while the invoices that exist stay payable; a payment brings the subscription back. A pause that began and ended since
 the last sweep: only that the payment has moved; both events are in history.
+
+Who owes a payment that failed before or in a pause is past due when it ends, and has a grace period from then on. Where
+that has run out as well (the sweep is late), the next round of the same sweep suspends: each event at its own time.
 """
 
 from __future__ import annotations
@@ -38,11 +41,13 @@ class SweepPolicy:
             calendar and those that fell into the pause are left out.
         pause_mode: `collection` (pause_collection) or `subscription` (/pause and /resume), handed on to Stripe.
         batch_size: transitions per transaction.
+        grace_days: how long a subscription that owes a payment when its pause ends is past due until it is suspended.
     """
 
     moves_next_payment: bool = True
     pause_mode: str = "collection"
     batch_size: int = 20_000
+    grace_days: int = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +72,8 @@ class SweepResult:
     Attributes:
         due: transitions that it found due.
         started: pauses and grace periods begun.
-        ended: customer and admin pauses ended, their subscriptions active again; past due where a payment is owed.
+        ended: customer and admin pauses ended, their subscriptions active again; past due, with a grace period, where a
+            payment is owed.
         suspended: grace periods that ran out.
         skipped: transitions that changed no subscription, by reason.
         commands: Stripe commands written.
@@ -246,9 +252,19 @@ def start_pauses(
 
 
 def end_pauses(
-    connection: Connection, pause_ids: list[int], *, up_to: datetime, policy: SweepPolicy, quiet: bool = False
+    connection: Connection,
+    pause_ids: list[int],
+    *,
+    up_to: datetime,
+    policy: SweepPolicy,
+    quiet: bool = False,
+    taken_back: str | None = None,
 ) -> dict[str, Any]:
-    """End these pauses, where due, inside the caller's transaction (for this package: `pauses` ends one by it)."""
+    """End these pauses, where due, inside the caller's transaction (for this package: `pauses` ends one by it).
+
+    Args:
+        taken_back: the reason of a rollback, which ends them although pauses are off.
+    """
     row: dict[str, Any] = queries("billing_sweep").end_due_pauses(
         connection,
         pause_ids=pause_ids,
@@ -256,5 +272,20 @@ def end_pauses(
         quiet=quiet,
         pause_mode=policy.pause_mode,
         move_next_payment=policy.moves_next_payment,
+        grace_days=policy.grace_days,
+        taken_back=taken_back,
     )
     return row
+
+
+def take_pauses_back(
+    connection: Connection, pause_ids: list[int], *, up_to: datetime, policy: SweepPolicy, reason: str
+) -> int:
+    """End these pauses, all due by `up_to`, for a rollback, inside its transaction; returns how many were ended.
+
+    Dates, payments that are owed and Stripe's commands: as by the sweep, for it is the sweep's statement.
+    """
+    queries("billing_sweep").forget_plans(connection)
+    queries("billing_sweep").plan_for_batches(connection)
+    row = end_pauses(connection, pause_ids, up_to=up_to, policy=policy, taken_back=reason)
+    return int(row["due"])

@@ -142,12 +142,16 @@ def cancel_(
 
 @pause.command("end", epilog="Example: `flexpay pause end sub-17 --yes`")
 def end(subscription: Subscription, plan: PlanOnly = False, yes: Yes = False, as_json: AsJson = False) -> None:
-    """End the pause that holds a subscription: it is active again at once, and Stripe is told."""
+    """End the pause that holds a subscription: it is on again at once, past due if it owes, and Stripe is told."""
     from flexpay_pipelines.billing import SweepPolicy, end_pause_now
 
     with recorder() as on:
         with session("plan pause end") as opened:
-            policy = SweepPolicy(opened.settings.pause_moves_next_payment, opened.settings.stripe_pause_mode)
+            policy = SweepPolicy(
+                moves_next_payment=opened.settings.pause_moves_next_payment,
+                pause_mode=opened.settings.stripe_pause_mode,
+                grace_days=opened.settings.pause_grace_days,
+            )
             would = end_pause_now(
                 opened.billing, subscription_ref=subscription, clock=opened.clock, policy=policy, dry_run=True
             )

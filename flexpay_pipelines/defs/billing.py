@@ -59,7 +59,9 @@ def pause_sweep(context: dg.AssetExecutionContext, flexpay: FlexPay) -> Iterator
             step.billing,
             clock=step.clock,
             policy=SweepPolicy(
-                moves_next_payment=step.settings.pause_moves_next_payment, pause_mode=step.settings.stripe_pause_mode
+                moves_next_payment=step.settings.pause_moves_next_payment,
+                pause_mode=step.settings.stripe_pause_mode,
+                grace_days=step.settings.pause_grace_days,
             ),
             progress=step.progress,
         )

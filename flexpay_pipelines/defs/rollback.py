@@ -42,6 +42,8 @@ def _rollback_job(component: str) -> dg.JobDefinition:
                 run_id=step.run_id,
                 clock=step.clock,
                 pause_mode=step.settings.stripe_pause_mode,
+                moves_next_payment=step.settings.pause_moves_next_payment,
+                grace_days=step.settings.pause_grace_days,
                 progress=step.progress,
             )
             step.details = {"rollback_id": done.rollback_id, "reason": config.reason, "changes": done.changes}

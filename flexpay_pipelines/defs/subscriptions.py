@@ -83,7 +83,11 @@ def resume_subscription(context: dg.OpExecutionContext, config: SubscriptionConf
             step.billing,
             subscription_ref=config.subscription,
             clock=step.clock,
-            policy=SweepPolicy(step.settings.pause_moves_next_payment, step.settings.stripe_pause_mode),
+            policy=SweepPolicy(
+                moves_next_payment=step.settings.pause_moves_next_payment,
+                pause_mode=step.settings.stripe_pause_mode,
+                grace_days=step.settings.pause_grace_days,
+            ),
         )
         step.details = {"pause": pause.pause_ref, "next_payment_at": str(pause.next_payment_at)}
         context.add_output_metadata(figures(pause))

@@ -1,6 +1,6 @@
 """Taking a component's effects back: its switch goes off, then its live rows go back to life without it.
 
-Nothing is deleted: what each row held is archived in the statement that changes it. A rollback that is killed stays
+Nothing is deleted: what each row held is archived in the transaction that changes it. A rollback that is killed stays
 `running` in ops.rollbacks; the next call for the same incident (or component, or id) goes on with it, and each subject
 is changed once. The schema stays: reverting it needs a person (docs/decisions/0002).
 
@@ -14,9 +14,10 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from flexpay_pipelines.billing import settle_due_changes
+from flexpay_pipelines.billing import SweepPolicy, settle_due_changes, take_pauses_back
 from flexpay_pipelines.clock import Clock
 from flexpay_pipelines.database import Connection
 from flexpay_pipelines.errors import BadInput
@@ -56,8 +57,7 @@ class _Job:
     billing: Connection
     rollback_id: int
     clock: Clock
-    pause_mode: str
-    moves_next_payment: bool
+    policy: SweepPolicy
     batch_size: int
     progress: Progress
 
@@ -80,6 +80,7 @@ def roll_back(
     progress: Progress = lambda _: None,
     rollback_id: int | None = None,
     moves_next_payment: bool = True,
+    grace_days: int = 7,
     batch_size: int = BATCH_SIZE,
 ) -> RollbackResult:
     """Turn a component (or with `complete` all of them) off and take back its effects on live rows.
@@ -90,6 +91,7 @@ def roll_back(
     Args:
         pause_mode: `collection` or `subscription`: how Stripe is told that a pause ends.
         moves_next_payment: whether a payment date moves by the time for which its subscription was paused.
+        grace_days: how long a subscription that owes a payment when its pause is ended is past due.
 
     Raises:
         BadInput: unknown or not deployed component, unknown incident or rollback, or one of another component.
@@ -110,7 +112,8 @@ def roll_back(
         if row["state"] == "done":
             progress(f"Rollback {found} of '{component}' is done already.")
             return RollbackResult(found, component, _changes(billing, found), time.perf_counter() - begun)
-        job = _Job(billing, found, clock, pause_mode, moves_next_payment, batch_size, progress)
+        policy = SweepPolicy(moves_next_payment=moves_next_payment, pause_mode=pause_mode, grace_days=grace_days)
+        job = _Job(billing, found, clock, policy, batch_size, progress)
         try:
             _run(job, components)
         except Exception as error:
@@ -213,10 +216,18 @@ def _pauses(job: _Job) -> None:
         rollback_id=job.rollback_id, now=now, batch_size=job.batch_size,
     )  # fmt: skip
     in_keyed_batches(
-        job.billing, "{} pauses ended.", job.progress, sql.end_pauses,
-        rollback_id=job.rollback_id, reason=job.reason, now=now, batch_size=job.batch_size,
-        pause_mode=job.pause_mode, moves_next_payment=job.moves_next_payment,
+        job.billing, "{} pauses ended.", job.progress, partial(_end_pauses, job=job), now=now, batch_size=job.batch_size
     )  # fmt: skip
+
+
+def _end_pauses(billing: Connection, *, job: _Job, **batch: Any) -> dict[str, Any]:
+    """One batch of pauses ends, by the sweep's rule: what a payment that failed means for the date and the status."""
+    sql, changed = queries("rollback"), 0
+    found = sql.cut_pauses(billing, rollback_id=job.rollback_id, **batch)
+    if pause_ids := found["pause_ids"]:
+        changed = take_pauses_back(billing, pause_ids, up_to=found["up_to"], policy=job.policy, reason=job.reason)
+        sql.archive_ended_pauses(billing, rollback_id=job.rollback_id, pause_ids=pause_ids)
+    return {"changed": changed, "last_id": found["last_id"]}
 
 
 def _rewards(job: _Job) -> None:

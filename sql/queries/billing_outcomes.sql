@@ -84,7 +84,18 @@ CROSS JOIN LATERAL (
     CROSS JOIN LATERAL (
         SELECT min(p.occurred_at) AS at
         FROM billing.payments AS p
-        WHERE p.subscription_id = s.subscription_id AND p.outcome = 'succeeded' AND p.occurred_at >= open.starts_at
+        WHERE
+            p.subscription_id = s.subscription_id AND p.outcome = 'succeeded'
+            -- One that began with the end of a pause is about a failure before that: what was paid in between counts, too.
+            AND p.occurred_at >= CASE
+                WHEN starts_with(open.pause_ref, 'grace:') THEN coalesce((
+                    SELECT max(bad.occurred_at) FROM billing.payments AS bad
+                    WHERE
+                        bad.subscription_id = s.subscription_id AND bad.outcome = 'failed'
+                        AND bad.occurred_at <= open.starts_at
+                ), open.starts_at)
+                ELSE open.starts_at
+            END
     ) AS paid
     WHERE open.subscription_id = s.subscription_id AND open.kind = 'payment_failure'
 ) AS ended
@@ -96,7 +107,7 @@ WHERE
         g.state IN ('scheduled', 'active')
         -- It was closed by a later payment than the one that is known now.
         OR (
-            g.state = 'completed' AND starts_with(g.pause_ref, 'grace-')
+            g.state = 'completed' AND (starts_with(g.pause_ref, 'grace-') OR starts_with(g.pause_ref, 'grace:'))
             AND g.ends_at > greatest(ended.at, g.starts_at + interval '1 microsecond')
         )
     );

@@ -138,10 +138,12 @@ SELECT
     -- Only a passed pause is looked at again at once, by its id.
     CASE WHEN :passed THEN (SELECT array_agg(pause_id) FROM changed) END AS pause_ids;
 
--- name: end_due_pauses(pause_ids, up_to, quiet, pause_mode, move_next_payment)^
+-- name: end_due_pauses(pause_ids, up_to, quiet, pause_mode, move_next_payment, grace_days, taken_back)^
 -- End these pauses, where they are still due: customer and admin pauses resume, a grace period that ran out suspends.
 -- Quiet: Stripe never heard of the start, so it is told of no end, only of the payment that moved; of a suspension always.
 -- A payment that was tried, and failed, was billed: it is owed still, and what the pause moves is the one after it.
+-- Who owes so is past due again, with a grace period from then on.
+-- Taken back: the reason, where a rollback ends them: also while pauses are off, and whatever else is on the calendar.
 -- Rare lookups (time zone, frequency: a column that need not be deployed) are made only for the rows that need them.
 WITH due AS MATERIALIZED (
     SELECT
@@ -163,45 +165,18 @@ WITH due AS MATERIALIZED (
     WHERE
         p.pause_id = any(cast(:pause_ids AS bigint[]))
         AND p.state IS NOT DISTINCT FROM 'active' AND p.ends_at <= :up_to
-        AND EXISTS (SELECT 1 FROM billing.feature_flags AS f WHERE f.feature = 'pauses' AND f.enabled)
+        AND EXISTS (
+            SELECT 1 FROM billing.feature_flags AS f
+            WHERE f.feature = 'pauses' AND (f.enabled OR cast(:taken_back AS text) IS NOT NULL)
+        )
+        -- The condition inside, not an OR around it: that could not be planned as a join.
         AND NOT EXISTS (
             SELECT 1 FROM billing.subscription_pauses AS earlier
             WHERE
                 earlier.subscription_id = p.subscription_id AND earlier.starts_at < p.starts_at
-                AND earlier.state IN ('scheduled', 'active')
+                AND earlier.state IN ('scheduled', 'active') AND cast(:taken_back AS text) IS NULL
         )
     FOR NO KEY UPDATE OF p, s SKIP LOCKED
-),
-
-failing AS (
-    -- When the newest of the invoices was made that could not be collected, and whether that leaves the subscription past due.
-    SELECT
-        due.pause_id,
-        newest.occurred_at >= due.starts_at OR coalesce((
-            SELECT e.event FROM billing.subscription_events AS e
-            WHERE e.subscription_id = due.subscription_id AND e.event NOT IN ('paused', 'changed')
-            ORDER BY e.occurred_at DESC, e.recorded_at DESC, e.event_id DESC
-            LIMIT 1
-        ) = 'past_due', FALSE) AS owes,
-        (
-            SELECT max(invoices.made_at)
-            FROM (
-                SELECT min(p.occurred_at) AS made_at FROM billing.payments AS p
-                WHERE p.subscription_id = due.subscription_id AND p.outcome = 'failed'
-                GROUP BY split_part(p.payment_ref, ':', 1)
-            ) AS invoices
-        ) AS billed_at
-    FROM due
-    CROSS JOIN LATERAL (
-        SELECT
-            p.occurred_at,
-            p.outcome
-        FROM billing.payments AS p
-        WHERE p.subscription_id = due.subscription_id
-        ORDER BY p.occurred_at DESC, p.outcome DESC, p.attempt DESC, p.payment_ref DESC
-        LIMIT 1
-    ) AS newest
-    WHERE due.kind <> 'payment_failure' AND newest.outcome = 'failed'
 ),
 
 held_up AS (
@@ -243,7 +218,35 @@ held_up AS (
             ELSE FALSE
         END AS never_tried
     FROM due
-    LEFT JOIN failing ON due.pause_id = failing.pause_id
+    -- When the newest of the invoices was made that could not be collected, and whether that leaves the subscription past due.
+    -- Lateral: a CTE of its own, joined to due, is planned blind, and a nested loop over a batch is quadratic.
+    LEFT JOIN LATERAL (
+        SELECT
+            newest.occurred_at >= due.starts_at OR coalesce((
+                SELECT e.event FROM billing.subscription_events AS e
+                WHERE e.subscription_id = due.subscription_id AND e.event NOT IN ('paused', 'changed')
+                ORDER BY e.occurred_at DESC, e.recorded_at DESC, e.event_id DESC
+                LIMIT 1
+            ) = 'past_due', FALSE) AS owes,
+            (
+                SELECT max(invoices.made_at)
+                FROM (
+                    SELECT min(p.occurred_at) AS made_at FROM billing.payments AS p
+                    WHERE p.subscription_id = due.subscription_id AND p.outcome = 'failed'
+                    GROUP BY split_part(p.payment_ref, ':', 1)
+                ) AS invoices
+            ) AS billed_at
+        FROM (
+            SELECT
+                p.occurred_at,
+                p.outcome
+            FROM billing.payments AS p
+            WHERE p.subscription_id = due.subscription_id
+            ORDER BY p.occurred_at DESC, p.outcome DESC, p.attempt DESC, p.payment_ref DESC
+            LIMIT 1
+        ) AS newest
+        WHERE due.kind <> 'payment_failure' AND newest.outcome = 'failed'
+    ) AS failing ON TRUE
 ),
 
 planned AS (
@@ -270,7 +273,7 @@ changed AS (
         status = CASE WHEN planned.kind = 'payment_failure' THEN 'suspended' WHEN planned.owes THEN 'past_due' ELSE 'active' END,
         version = s.version + 1,
         changed_at = CASE WHEN :quiet THEN greatest(planned.ends_at, s.changed_at) ELSE planned.ends_at END,
-        change_reason = 'pause sweep: ' || planned.kind || ' ended',
+        change_reason = coalesce(cast(:taken_back AS text), 'pause sweep: ' || planned.kind || ' ended'),
         next_payment_at = planned.resumed_payment_at,
         -- Dates to come are counted from the one that was moved, or the next period would be shorter by the pause.
         billing_anchor = CASE WHEN planned.moved THEN planned.resumed_payment_at ELSE s.billing_anchor END
@@ -279,9 +282,54 @@ changed AS (
         s.subscription_id = planned.subscription_id
         AND s.status = CASE WHEN planned.kind = 'payment_failure' THEN 'past_due' ELSE 'paused' END
     RETURNING
-        s.subscription_id, s.version, s.stripe_subscription_id, s.next_payment_at, planned.kind, planned.moved,
-        planned.status AS was,
+        s.subscription_id, s.version, s.changed_at, s.stripe_subscription_id, s.next_payment_at, planned.pause_id, planned.kind,
+        planned.moved, planned.owes, planned.status AS was,
         CASE WHEN planned.kind = 'payment_failure' THEN 'pause' WHEN :quiet THEN 'move_payment' ELSE 'resume' END AS operation
+),
+
+graced AS (
+    -- From the end of the pause, however late that is made; where the payment failed after it, from then. No payment's own
+    -- grace period is named so ('grace-' and its reference), and none is ever moved into this one's place. What is on the
+    -- calendar in that time stands.
+    INSERT INTO billing.subscription_pauses (pause_ref, subscription_id, starts_at, ends_at, kind, reason, state, changed_at)
+    SELECT
+        'grace:' || owing.pause_id || ':' || owing.version AS pause_ref,
+        owing.subscription_id,
+        owing.starts_at,
+        owing.starts_at + make_interval(days => :grace_days) AS ends_at,
+        'payment_failure' AS kind,
+        owing.reason,
+        'active' AS state,
+        owing.starts_at AS changed_at
+    FROM (
+        SELECT
+            changed.pause_id,
+            changed.version,
+            changed.subscription_id,
+            greatest(changed.changed_at, failed.occurred_at) AS starts_at,
+            coalesce(failed.failure_code, failed.failure_class, 'payment failed') AS reason
+        FROM changed
+        CROSS JOIN LATERAL (
+            SELECT
+                bad.occurred_at,
+                bad.failure_code,
+                bad.failure_class
+            FROM billing.payments AS bad
+            WHERE
+                bad.subscription_id = changed.subscription_id AND bad.outcome = 'failed'
+                AND NOT EXISTS (
+                    SELECT 1 FROM billing.payments AS good
+                    WHERE
+                        good.subscription_id = bad.subscription_id AND good.outcome = 'succeeded'
+                        AND good.occurred_at >= bad.occurred_at
+                )
+            ORDER BY bad.occurred_at, bad.attempt, bad.payment_ref
+            LIMIT 1
+        ) AS failed
+        WHERE changed.owes
+    ) AS owing
+    ORDER BY owing.subscription_id
+    ON CONFLICT DO NOTHING
 ),
 
 marked AS (

@@ -311,96 +311,50 @@ SELECT
     max(pause_id) AS last_id
 FROM canceled;
 
--- name: end_pauses(rollback_id, reason, now, after, batch_size, pause_mode, moves_next_payment)^
--- Customers' and admins' pauses behind a key end now (or when they should have, if that is past), their subscriptions are
--- active again, and Stripe is told. A pause whose beginning is still to come by this clock is canceled instead.
+-- name: cut_pauses(rollback_id, now, after, batch_size)^
+-- Customers' and admins' pauses behind a key end now (or when they should have, if that is past), and what they and their
+-- subscriptions held is archived. The sweep's own statement ends them, in the same transaction; the archive then takes down
+-- what it left. Of several that hold one subscription the last comes first: it is the one that counts.
 WITH batch AS MATERIALIZED (
     SELECT
         p.pause_id,
         p.subscription_id,
         p.starts_at,
-        p.ends_at,
-        p.starts_at < :now AS began,
-        least(p.ends_at, :now::timestamptz) AS ended_at
+        p.ends_at
     FROM billing.subscription_pauses AS p
-    WHERE p.state = 'active' AND p.kind <> 'payment_failure' AND p.pause_id > :after
+    WHERE
+        p.state = 'active' AND p.kind <> 'payment_failure' AND p.pause_id > :after
+        AND NOT EXISTS (
+            SELECT 1 FROM billing.subscription_pauses AS later
+            WHERE
+                later.subscription_id = p.subscription_id AND later.starts_at > p.starts_at
+                AND later.state = 'active' AND later.kind <> 'payment_failure'
+        )
     ORDER BY p.pause_id
     LIMIT :batch_size
     FOR UPDATE
 ),
 
 held AS MATERIALIZED (
+    -- Waited for: the statement that ends them leaves alone what somebody else holds.
     SELECT
         s.subscription_id,
         s.status,
         s.next_payment_at,
         s.billing_anchor,
-        s.version,
-        coalesce(to_jsonb(s) ->> 'payment_frequency', 'MONTHLY') AS payment_frequency,
-        (SELECT c.time_zone FROM billing.customers AS c WHERE c.customer_id = s.customer_id) AS time_zone,
-        s.stripe_subscription_id IS NOT NULL AS at_stripe
+        s.version
     FROM billing.subscriptions AS s
     WHERE s.subscription_id IN (SELECT batch.subscription_id FROM batch)
     ORDER BY s.subscription_id
     FOR UPDATE
 ),
 
-ended AS (
+cut AS (
     UPDATE billing.subscription_pauses AS p
-    SET
-        state = CASE WHEN batch.began THEN 'completed' ELSE 'canceled' END,
-        ends_at = CASE WHEN batch.began THEN batch.ended_at ELSE p.ends_at END,
-        version = p.version + 1,
-        changed_at = :now
+    SET ends_at = least(p.ends_at, greatest(:now, p.starts_at + interval '1 microsecond')), changed_at = :now
     FROM batch
     WHERE p.pause_id = batch.pause_id AND p.state = 'active'
-    RETURNING p.pause_id, p.subscription_id, p.starts_at, batch.ends_at AS ends_before, p.ends_at, p.state, p.version
-),
-
-stretches AS (
-    SELECT
-        batch.subscription_id,
-        sum(greatest(batch.ended_at - batch.starts_at, interval '0')) AS paused_for,
-        min(batch.starts_at) AS began_at,
-        max(batch.ended_at) AS ended_at
-    FROM batch
-    GROUP BY batch.subscription_id
-),
-
--- The payment that the pause held up is moved or left out as by the sweep; dates to come are counted from one that was moved.
-planned AS (
-    SELECT
-        held.*,
-        stretches.ended_at,
-        coalesce(:moves_next_payment::boolean AND held.next_payment_at >= stretches.began_at, FALSE) AS moved,
-        CASE
-            WHEN held.next_payment_at < stretches.began_at THEN held.next_payment_at
-            WHEN :moves_next_payment::boolean THEN held.next_payment_at + stretches.paused_for
-            WHEN held.next_payment_at >= stretches.ended_at THEN held.next_payment_at
-            ELSE billing.next_payment_at(
-                held.billing_anchor, held.payment_frequency, stretches.ended_at - interval '1 microsecond', held.time_zone
-            )
-        END AS resumed_payment_at
-    FROM held
-    INNER JOIN stretches ON held.subscription_id = stretches.subscription_id
-),
-
-resumed AS (
-    UPDATE billing.subscriptions AS s
-    SET
-        status = 'active',
-        next_payment_at = planned.resumed_payment_at,
-        billing_anchor = CASE WHEN planned.moved THEN planned.resumed_payment_at ELSE s.billing_anchor END,
-        version = s.version + 1,
-        changed_at = planned.ended_at,
-        change_reason = :reason
-    FROM planned
-    WHERE s.subscription_id = planned.subscription_id AND s.status = 'paused'
-    RETURNING
-        s.subscription_id, planned.status AS status_before, planned.next_payment_at AS next_before,
-        planned.billing_anchor AS anchor_before, planned.version AS version_before, planned.moved,
-        s.next_payment_at, s.billing_anchor, s.version, planned.at_stripe,
-        CASE WHEN planned.at_stripe THEN s.subscription_id || ':resume:' || s.version END AS command
+    RETURNING p.pause_id, p.ends_at
 ),
 
 archived_pauses AS (
@@ -409,14 +363,13 @@ archived_pauses AS (
         :rollback_id,
         'pauses',
         'pause',
-        ended.pause_id,
+        batch.pause_id,
         jsonb_build_object(
-            'state', 'active', 'subscription_id', ended.subscription_id, 'starts_at', ended.starts_at,
-            'ends_at', ended.ends_before
+            'state', 'active', 'subscription_id', batch.subscription_id, 'starts_at', batch.starts_at, 'ends_at', batch.ends_at
         ),
-        jsonb_build_object('state', ended.state, 'ends_at', ended.ends_at, 'version', ended.version),
+        '{}',
         :now
-    FROM ended
+    FROM batch
     ON CONFLICT ON CONSTRAINT rollback_entries_pkey DO UPDATE SET after = excluded.after
 ),
 
@@ -426,39 +379,58 @@ archived_subscriptions AS (
         :rollback_id,
         'pauses',
         'subscription',
-        resumed.subscription_id,
+        held.subscription_id,
         jsonb_build_object(
-            'status', resumed.status_before, 'next_payment_at', resumed.next_before, 'billing_anchor', resumed.anchor_before,
-            'version', resumed.version_before
+            'status', held.status, 'next_payment_at', held.next_payment_at, 'billing_anchor', held.billing_anchor,
+            'version', held.version
         ),
-        jsonb_build_object(
-            'status', 'active', 'next_payment_at', resumed.next_payment_at, 'billing_anchor', resumed.billing_anchor,
-            'version', resumed.version, 'command', resumed.command
-        ),
+        '{}',
         :now
-    FROM resumed
+    FROM held
+    WHERE held.status = 'paused'
     ON CONFLICT ON CONSTRAINT rollback_entries_pkey DO UPDATE SET after = excluded.after
-),
-
-commanded AS (
-    INSERT INTO billing.stripe_commands (idempotency_key, subscription_id, operation, parameters)
-    SELECT
-        resumed.command,
-        resumed.subscription_id,
-        'resume',
-        jsonb_build_object('mode', :pause_mode::text) || CASE
-            WHEN resumed.moved THEN jsonb_build_object('next_payment_at', resumed.next_payment_at)
-            ELSE '{}'
-        END
-    FROM resumed
-    WHERE resumed.at_stripe
-    ORDER BY resumed.subscription_id
-    ON CONFLICT (idempotency_key) DO NOTHING
 )
 
 SELECT
-    (SELECT count(*) FROM ended) AS changed,
+    (SELECT coalesce(array_agg(cut.pause_id), '{}') FROM cut) AS pause_ids,
+    (SELECT max(cut.ends_at) FROM cut) AS up_to,
     (SELECT max(batch.pause_id) FROM batch) AS last_id;
+
+-- name: archive_ended_pauses(rollback_id, pause_ids)!
+-- What the end of these pauses left: of them, of their subscriptions, and the grace periods of those who owe a payment.
+WITH ended AS MATERIALIZED (
+    SELECT
+        p.pause_id,
+        p.subscription_id,
+        p.state,
+        p.ends_at,
+        p.version
+    FROM billing.subscription_pauses AS p
+    WHERE p.pause_id = any(cast(:pause_ids AS bigint[]))
+),
+
+pauses AS (
+    UPDATE archive.rollback_entries AS e
+    SET after = jsonb_build_object('state', ended.state, 'ends_at', ended.ends_at, 'version', ended.version)
+    FROM ended
+    WHERE
+        e.rollback_id = :rollback_id AND e.component = 'pauses' AND e.subject = 'pause' AND e.subject_id = ended.pause_id
+        AND e.after = '{}'
+)
+
+UPDATE archive.rollback_entries AS e
+SET
+    after = jsonb_build_object(
+        'status', s.status, 'next_payment_at', s.next_payment_at, 'billing_anchor', s.billing_anchor, 'version', s.version,
+        'command', c.idempotency_key, 'grace', g.pause_id
+    )
+FROM ended
+INNER JOIN billing.subscriptions AS s ON ended.subscription_id = s.subscription_id
+LEFT JOIN billing.stripe_commands AS c ON s.subscription_id || ':resume:' || s.version = c.idempotency_key
+LEFT JOIN billing.subscription_pauses AS g ON 'grace:' || ended.pause_id || ':' || s.version = g.pause_ref
+WHERE
+    e.rollback_id = :rollback_id AND e.component = 'pauses' AND e.subject = 'subscription' AND e.subject_id = s.subscription_id
+    AND e.after = '{}';
 
 -- name: archive_reward_balances(rollback_id, now, after, batch_size)^
 -- The balances of customers behind a key, as they stand: nothing is taken from anybody.

@@ -203,7 +203,7 @@ FROM settled;
 
 -- name: undo_pauses(rollback_id, reason, now, after, batch_size, pause_mode)^
 -- Pauses that are still as the rollback left them, and not over by now, go on; their subscriptions are paused again, with the
--- payment date that they had, and Stripe is told.
+-- payment date that they had, and Stripe is told. A grace period that the rollback began is over with that.
 WITH batch AS MATERIALIZED (
     SELECT
         e.subject_id,
@@ -257,17 +257,21 @@ judged AS MATERIALIZED (
         (resumed.after ->> 'next_payment_at')::timestamptz AS next_after,
         (resumed.before ->> 'billing_anchor')::timestamptz AS anchor_before,
         (resumed.after ->> 'billing_anchor')::timestamptz AS anchor_after,
+        (resumed.after ->> 'grace')::bigint AS grace_id,
+        resumed.after ->> 'status' AS status_after,
         CASE
             WHEN p.pause_id IS NULL OR held.subscription_id IS NULL THEN 'it is gone'
             WHEN p.version <> (batch.after ->> 'version')::bigint THEN 'it was changed since'
             WHEN held.status IN ('canceled', 'suspended') THEN 'its subscription is ' || held.status || ' now'
             WHEN batch.ends_at <= :now THEN 'it would be over by now'
-            WHEN resumed.subscription_id IS NOT NULL AND held.status <> 'active'
+            -- Left past due by the rollback, it may have paid since.
+            WHEN resumed.subscription_id IS NOT NULL AND held.status NOT IN ('active', resumed.after ->> 'status')
                 THEN 'its subscription is ' || held.status || ' now'
             WHEN EXISTS (
                 SELECT 1 FROM billing.subscription_pauses AS other
                 WHERE
                     other.subscription_id = batch.subscription_id AND other.state IN ('scheduled', 'active')
+                    AND other.pause_id IS DISTINCT FROM (resumed.after ->> 'grace')::bigint
                     AND other.starts_at < coalesce(batch.ends_at, 'infinity')
                     AND coalesce(other.ends_at, 'infinity') > batch.starts_at
             ) THEN 'another pause was made since'
@@ -278,11 +282,22 @@ judged AS MATERIALIZED (
     LEFT JOIN resumed ON batch.subscription_id = resumed.subscription_id AND batch.before ->> 'state' = 'active'
 ),
 
+graces_over AS (
+    UPDATE billing.subscription_pauses AS g
+    SET state = 'canceled', version = g.version + 1, changed_at = :now
+    FROM judged
+    WHERE g.pause_id = judged.grace_id AND judged.left_because IS NULL AND g.state = 'active'
+    RETURNING g.pause_id
+),
+
 going_on AS (
     UPDATE billing.subscription_pauses AS p
     SET state = judged.state_before, ends_at = judged.ends_at, version = p.version + 1, changed_at = :now
     FROM judged
-    WHERE p.pause_id = judged.subject_id AND judged.left_because IS NULL
+    WHERE
+        p.pause_id = judged.subject_id AND judged.left_because IS NULL
+        -- Only after those: no pause may overlap with a grace period, not even within one statement.
+        AND (SELECT count(*) FROM graces_over) >= 0
 ),
 
 paused_again AS MATERIALIZED (
@@ -297,6 +312,7 @@ paused_again AS MATERIALIZED (
         max(judged.next_before) AS next_before,
         max(judged.next_after) AS next_after,
         max(judged.anchor_before) AS anchor_before,
+        max(judged.status_after) AS status_after,
         max(judged.anchor_after) AS anchor_after
     FROM judged
     WHERE judged.was_resumed
@@ -308,7 +324,25 @@ paused AS (
     SET
         status = 'paused',
         next_payment_at = CASE
-            WHEN s.next_payment_at = paused_again.next_after THEN paused_again.next_before
+            WHEN s.next_payment_at = paused_again.next_after AND s.status = paused_again.status_after
+                THEN paused_again.next_before
+            -- What it owed then it has paid since: the next payment is the one after the invoice of that, as in the sweep.
+            WHEN s.next_payment_at = paused_again.next_after THEN greatest(paused_again.next_before, (
+                SELECT
+                    billing.next_payment_at(
+                        paused_again.anchor_before, coalesce(to_jsonb(s) ->> 'payment_frequency', 'MONTHLY'),
+                        max(invoices.made_at) + CASE
+                            WHEN to_jsonb(s) ->> 'payment_frequency' IN ('WEEKLY', 'BIWEEKLY') THEN interval '26 hours'
+                            ELSE interval '74 hours'
+                        END,
+                        (SELECT c.time_zone FROM billing.customers AS c WHERE c.customer_id = s.customer_id)
+                    )
+                FROM (
+                    SELECT min(p.occurred_at) AS made_at FROM billing.payments AS p
+                    WHERE p.subscription_id = s.subscription_id AND p.outcome = 'failed'
+                    GROUP BY split_part(p.payment_ref, ':', 1)
+                ) AS invoices
+            ))
             ELSE s.next_payment_at
         END,
         billing_anchor = CASE
@@ -319,7 +353,9 @@ paused AS (
         changed_at = :now,
         change_reason = :reason
     FROM paused_again
-    WHERE s.subscription_id = paused_again.subscription_id AND paused_again.pauses > 0 AND s.status = 'active'
+    WHERE
+        s.subscription_id = paused_again.subscription_id AND paused_again.pauses > 0
+        AND s.status IN ('active', paused_again.status_after)
     RETURNING s.subscription_id, s.version, paused_again.ends_at, paused_again.at_stripe
 ),
 

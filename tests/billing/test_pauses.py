@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from flexpay_pipelines.billing import (
     Pause,
     PausePolicy,
+    SweepPolicy,
+    apply_payment_outcomes,
     cancel_pause,
     end_pause_now,
     list_pauses,
@@ -29,6 +31,7 @@ from tests.billing.helpers import (
     HOUR,
     NOON,
     add_pause,
+    add_payment,
     clock_at,
     commands,
     events,
@@ -307,3 +310,20 @@ def test_adjoining_pauses_touch_and_never_overlap(
         assert sweep(billing, other.ends_at).due == 4
         assert [event for event, _ in events(billing)] == ["paused", "resumed", "paused", "resumed"]
         assert [at for _, at in events(billing)] == [one.starts_at, one.ends_at, other.starts_at, other.ends_at]
+
+
+def test_who_owes_when_a_person_ends_the_pause_has_a_grace_period(billing: Connection) -> None:
+    make_company(billing, anchor=NOON - 28 * DAY, next_payment_at=NOON)
+    add_pause(billing, "s1", NOON + HOUR, NOON + 9 * DAY)
+    failed = add_payment(billing, "s1", NOON, "failed")
+    apply_payment_outcomes(billing, [failed], clock=clock_at(NOON), grace_days=3)
+    sweep(billing, NOON + HOUR)
+    now = NOON + 2 * DAY
+    policy = SweepPolicy(grace_days=3)
+    planned = end_pause_now(billing, subscription_ref="s1", clock=clock_at(now), policy=policy, dry_run=True)
+    assert (planned.subscription_status, len(pauses(billing))) == ("past_due", 1)
+    assert end_pause_now(billing, subscription_ref="s1", clock=clock_at(now), policy=policy) == planned
+    assert pauses(billing) == [("customer", "completed"), ("payment_failure", "active")]
+    with pytest.raises(BadInput, match="in the grace period after a failed payment until 2026-03-15"):
+        ask(billing, starts_at=now + DAY)
+    assert sweep(billing, now + 3 * DAY, policy=policy).suspended == 1

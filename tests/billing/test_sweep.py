@@ -105,6 +105,122 @@ def test_a_payment_that_failed_before_the_pause_is_owed_after_it(
     assert (row["status"], row["next_payment_at"]) == ("active", moved)
 
 
+GRACES = """
+SELECT starts_at, ends_at, state, reason FROM billing.subscription_pauses
+WHERE kind = 'payment_failure' ORDER BY starts_at
+"""
+
+
+def graces(connection: Connection) -> list[tuple[object, ...]]:
+    return [tuple(row.values()) for row in connection.execute(GRACES.encode())]
+
+
+def paused_while_owing(billing: Connection, ends: datetime, *, again: datetime | None = None) -> list[int]:
+    """`s1` failed to pay an hour before its pause, which begins at noon: what failed is known, and is past due."""
+    make_company(billing, anchor=NOON - HOUR - 28 * DAY, next_payment_at=NOON - HOUR)
+    add_pause(billing, "s1", NOON, ends)
+    if again is not None:
+        add_pause(billing, "s1", again, again + DAY)
+    failed = [add_payment(billing, "s1", NOON - HOUR, "failed")]
+    apply_payment_outcomes(billing, failed, clock=clock_at(NOON), grace_days=7)
+    assert graces(billing) == []
+    return failed
+
+
+@pytest.mark.parametrize("days", [2, 7])
+def test_who_owes_when_a_pause_ends_has_a_grace_period_and_is_suspended(billing: Connection, days: int) -> None:
+    ends = NOON + 9 * DAY
+    policy = SweepPolicy(grace_days=days)
+    failed = paused_while_owing(billing, ends)
+    sweep(billing, NOON, policy=policy)
+    result = sweep(billing, ends + HOUR, policy=policy)
+    assert (result.due, result.ended, result.suspended, result.commands) == (1, 1, 0, 1)
+    over = ends + days * DAY
+    assert graces(billing) == [(ends, over, "active", "issuer_decline")]
+    # What is known of its payments, told again or of later tries, neither moves it nor begins another.
+    failed.append(add_payment(billing, "s1", ends + DAY, "failed", attempt=2))
+    for _ in range(2):
+        apply_payment_outcomes(billing, failed, clock=clock_at(ends + DAY), grace_days=days)
+        assert graces(billing) == [(ends, over, "active", "issuer_decline")]
+    assert sweep(billing, over - timedelta(seconds=1), policy=policy).due == 0
+    assert sweep(billing, over + HOUR, policy=policy).suspended == 1
+    assert events(billing) == [
+        ("past_due", NOON - HOUR), ("paused", NOON), ("past_due", ends), ("suspended", over),
+    ]  # fmt: skip
+    assert [operation for operation, _ in commands(billing)] == ["pause", "resume", "pause"]
+    # A payment brings it back, however late.
+    paid = add_payment(billing, "s1", over + 5 * DAY, "succeeded", attempt=3)
+    apply_payment_outcomes(billing, [paid], clock=clock_at(over + 5 * DAY), grace_days=days)
+    assert (subscription(billing)["status"], commands(billing)[-1][0]) == ("active", "resume")
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_late_sweep_ends_the_pause_and_its_grace_period_each_at_its_time(billing: Connection, begun: bool) -> None:
+    ends = NOON + 9 * DAY
+    paused_while_owing(billing, ends)
+    if begun:
+        sweep(billing, NOON)
+    result = sweep(billing, NOON + 40 * DAY, policy=SweepPolicy(batch_size=1))
+    assert (result.started, result.ended, result.suspended) == (not begun, 1, 1)
+    assert events(billing)[1:] == [("paused", NOON), ("past_due", ends), ("suspended", ends + 7 * DAY)]
+    assert pauses(billing) == [("customer", "completed"), ("payment_failure", "completed")]
+    assert commands(billing)[-1] == ("pause", {"mode": "collection", "resumes_at": None})
+    assert sweep(billing, NOON + 40 * DAY).due == 0
+
+
+def test_a_payment_in_the_grace_period_after_a_pause_ends_it_at_once(billing: Connection) -> None:
+    ends = NOON + 9 * DAY
+    paused_while_owing(billing, ends)
+    sweep(billing, NOON)
+    sweep(billing, ends)
+    paid = add_payment(billing, "s1", ends + 2 * DAY, "succeeded", attempt=2)
+    # An earlier payment than the one that is known ends it earlier.
+    earlier = add_payment(billing, "s1", ends + DAY, "succeeded", attempt=2)
+    for payment_id, at in ((paid, ends + 2 * DAY), (earlier, ends + DAY)):
+        apply_payment_outcomes(billing, [payment_id], clock=clock_at(ends + 3 * DAY), grace_days=7)
+        assert graces(billing)[0][:3] == (ends, at if payment_id == earlier else ends + DAY, "completed")
+    assert subscription(billing)["status"] == "active"
+    assert sweep(billing, ends + 30 * DAY).due == 0
+
+
+def test_what_was_paid_in_the_pause_and_heard_of_after_it_leaves_no_grace_period(billing: Connection) -> None:
+    ends = NOON + 9 * DAY
+    paused_while_owing(billing, ends)
+    sweep(billing, NOON)
+    sweep(billing, ends)
+    paid = add_payment(billing, "s1", NOON + DAY, "succeeded", attempt=2)
+    apply_payment_outcomes(billing, [paid], clock=clock_at(ends + HOUR), grace_days=7)
+    assert graces(billing) == [(ends, ends + timedelta(microseconds=1), "completed", "issuer_decline")]
+    assert (subscription(billing)["status"], sweep(billing, ends + 30 * DAY).due) == ("active", 0)
+
+
+def test_the_next_pause_on_the_calendar_stands_before_the_grace_period_which_comes_after_it(
+    billing: Connection,
+) -> None:
+    ends, again = NOON + 9 * DAY, NOON + 12 * DAY
+    paused_while_owing(billing, ends, again=again)
+    for at in (NOON, ends):
+        sweep(billing, at)
+    assert (subscription(billing)["status"], graces(billing)) == ("past_due", [])
+    for at in (again, again + DAY):
+        sweep(billing, at)
+    assert graces(billing) == [(again + DAY, again + 8 * DAY, "active", "issuer_decline")]
+    assert sweep(billing, again + 8 * DAY).suspended == 1
+
+
+def test_a_payment_that_failed_after_a_pause_was_due_to_end_has_its_whole_grace_period(billing: Connection) -> None:
+    make_company(billing)
+    ends, failed = NOON + 5 * DAY, datetime(2026, 4, 5, 10, tzinfo=UTC)
+    add_pause(billing, "s1", NOON, ends)
+    sweep(billing, NOON)
+    # Stripe went on by itself while the sweep was down.
+    ids = [add_payment(billing, "s1", failed, "failed")]
+    apply_payment_outcomes(billing, ids, clock=clock_at(failed), grace_days=7)
+    result = sweep(billing, failed + DAY)
+    assert (result.ended, result.suspended, subscription(billing)["status"]) == (1, 0, "past_due")
+    assert graces(billing) == [(failed, failed + 7 * DAY, "active", "issuer_decline")]
+
+
 @pytest.mark.parametrize("length", [30 * timedelta(minutes=1), 30 * DAY])
 def test_a_pause_begun_after_a_later_failure_became_known_is_the_end_of_history(
     billing: Connection, length: timedelta
@@ -424,7 +540,10 @@ def test_the_choice_of_due_pauses_reads_the_partial_indexes(billing: Connection)
     billing.execute("ANALYZE")
     ids, up_to = list(range(1, 2_000)), NOON + HOUR
     start = {"pause_ids": ids, "up_to": up_to, "passed": False, "pause_mode": "collection"}
-    end = {"pause_ids": ids, "up_to": up_to, "quiet": False, "pause_mode": "collection", "move_next_payment": True}
+    end = {
+        "pause_ids": ids, "up_to": up_to, "quiet": False, "pause_mode": "collection", "move_next_payment": True,
+        "grace_days": 7, "taken_back": None,
+    }  # fmt: skip
     for name, parameters, index in (
         ("due_starts", {"up_to": up_to, "passed": False}, "subscription_pauses_due_start"),
         ("due_ends", {"up_to": up_to}, "subscription_pauses_due_end"),
@@ -437,3 +556,5 @@ def test_the_choice_of_due_pauses_reads_the_partial_indexes(billing: Connection)
             plan = "\n".join(row["QUERY PLAN"] for row in billing.execute(f"EXPLAIN {statement}", parameters))
         assert index in plan
         assert "Seq Scan on subscriptions" not in plan
+        # No nested loop over every pair of a batch.
+        assert "Join Filter: (due.pause_id" not in plan

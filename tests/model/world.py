@@ -65,7 +65,9 @@ class World:
 
     @property
     def sweep_policy(self) -> billing.SweepPolicy:
-        return billing.SweepPolicy(pause_mode=self.company.pause_mode, batch_size=self.company.batch_size)
+        return billing.SweepPolicy(
+            pause_mode=self.company.pause_mode, batch_size=self.company.batch_size, grace_days=self.company.grace_days
+        )
 
     def close(self) -> None:
         self.worker.close()
