@@ -88,7 +88,7 @@ CROSS JOIN LATERAL (
             p.subscription_id = s.subscription_id AND p.outcome = 'succeeded'
             -- One that began with the end of a pause is about a failure before that: what was paid in between counts, too.
             AND p.occurred_at >= CASE
-                WHEN starts_with(open.pause_ref, 'grace:') THEN coalesce((
+                WHEN NOT starts_with(open.pause_ref, 'grace-reconciliation-') THEN coalesce((
                     SELECT max(bad.occurred_at) FROM billing.payments AS bad
                     WHERE
                         bad.subscription_id = s.subscription_id AND bad.outcome = 'failed'
@@ -155,14 +155,25 @@ wanted AS MATERIALIZED (
         e.refs,
         f.payment_id,
         'grace-' || f.payment_ref AS pause_ref,
-        f.occurred_at AS starts_at,
-        f.occurred_at + make_interval(days => :grace_days) AS longest,
+        begins.at AS starts_at,
+        begins.at + make_interval(days => :grace_days) AS longest,
         least(e.paid_at, CASE WHEN s.status = 'canceled' THEN s.canceled_at END) AS over_at,
         coalesce(f.failure_code, f.failure_class, 'payment failed') AS reason
     FROM episodes AS e
     INNER JOIN failures AS f ON e.first_id = f.payment_id
     INNER JOIN billing.subscriptions AS s ON e.subscription_id = s.subscription_id
-    WHERE s.status <> 'canceled' OR f.occurred_at < s.canceled_at
+    CROSS JOIN LATERAL (
+        -- Heard of when a pause in that time is over: from its end on, as the sweep does for one that it has heard of.
+        SELECT coalesce(max(over.ends_at), f.occurred_at) AS at
+        FROM billing.subscription_pauses AS over
+        WHERE
+            over.subscription_id = e.subscription_id AND over.kind <> 'payment_failure' AND over.state = 'completed'
+            AND tstzrange(over.starts_at, over.ends_at)
+            && tstzrange(f.occurred_at, f.occurred_at + make_interval(days => :grace_days))
+    ) AS begins
+    WHERE
+        (s.status <> 'canceled' OR begins.at < s.canceled_at)
+        AND (begins.at = f.occurred_at OR e.paid_at IS NULL OR begins.at < e.paid_at)
 ),
 
 placed AS (

@@ -183,6 +183,39 @@ def test_a_payment_in_the_grace_period_after_a_pause_ends_it_at_once(billing: Co
     assert sweep(billing, ends + 30 * DAY).due == 0
 
 
+@pytest.mark.parametrize("failed_at", [-1, 2])
+@pytest.mark.parametrize("paid_after", [None, -1, 3])
+def test_a_failure_that_is_heard_of_after_the_pause_has_its_grace_period_from_the_end_of_it(
+    billing: Connection, failed_at: int, paid_after: int | None
+) -> None:
+    """Failed a day before the pause or two days into it; paid a day before its end, three after it, or never."""
+    make_company(billing)
+    ends = NOON + 9 * DAY
+    add_pause(billing, "s1", NOON, ends)
+    sweep(billing, NOON)
+    sweep(billing, ends)
+    told = [(NOON + failed_at * DAY, "failed")]
+    if paid_after is not None:
+        told.append((ends + paid_after * DAY, "succeeded"))
+    found = set()
+    # In any order, or at once: the same end.
+    for together in ([told], [[each] for each in told], [[each] for each in reversed(told)]):
+        with billing.transaction(force_rollback=True):
+            for payments in together:
+                ids = [add_payment(billing, "s1", at, outcome) for at, outcome in payments]
+                apply_payment_outcomes(billing, ids, clock=clock_at(ends + 4 * DAY), grace_days=7)
+            lasted = tuple(grace for grace in graces(billing) if grace[1] - grace[0] > timedelta(microseconds=1))
+            found.add((subscription(billing)["status"], lasted))
+            swept = sweep(billing, ends + 7 * DAY)
+            assert (swept.suspended, swept.due) == ((1, 1) if paid_after is None else (0, 0))
+    if paid_after is None:
+        assert found == {("past_due", ((ends, ends + 7 * DAY, "active", "issuer_decline"),))}
+    elif paid_after < 0:
+        assert found == {("active", ())}
+    else:
+        assert found == {("active", ((ends, ends + paid_after * DAY, "completed", "issuer_decline"),))}
+
+
 def test_what_was_paid_in_the_pause_and_heard_of_after_it_leaves_no_grace_period(billing: Connection) -> None:
     ends = NOON + 9 * DAY
     paused_while_owing(billing, ends)
