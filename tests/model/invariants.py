@@ -102,6 +102,17 @@ def pauses_are_in_history_at_their_own_times(world: World) -> None:
     }
 
 
+def who_owes_has_a_grace_period(world: World) -> None:
+    """Nobody is past due for ever: a grace period runs, or a pause after which one begins."""
+    rows = world.admin.execute(
+        "SELECT subscription_ref FROM billing.subscriptions AS s WHERE s.status = 'past_due' AND NOT EXISTS"
+        " (SELECT 1 FROM billing.subscription_pauses AS p WHERE p.subscription_id = s.subscription_id"
+        " AND p.state IN ('scheduled', 'active'))"
+    ).fetchall()
+    # While pauses are off there are no grace periods, and what failed then has none.
+    assert not rows or "pauses" in world.turned_off, rows
+
+
 def each_effect_once(world: World) -> None:
     """Stripe's events show what each command did, once; what was superseded before it was tried did nothing."""
     made = Counter[tuple[str, str]]()
@@ -171,6 +182,7 @@ ALL = (
     stripe_agrees,
     history_replays,
     pauses_are_in_history_at_their_own_times,
+    who_owes_has_a_grace_period,
     each_effect_once,
     no_balance_is_negative,
 )

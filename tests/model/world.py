@@ -47,6 +47,7 @@ class World:
         self._cut = False
         self.cuts = 0
         self.typed: set[str] = set()
+        self.turned_off: set[str] = set()
         self.admin = session(self.url, "model", self.now)
         self.worker = session(self.url, "worker", self.now)
         emptied(self.admin)
@@ -117,6 +118,8 @@ class World:
 
     def switch(self, feature: str, on: bool) -> None:
         billing.set_feature(self.admin, feature, on, "model", self.clock)
+        if not on:
+            self.turned_off.add(feature)
 
     def stripe_id(self, ref: str) -> str:
         row = self._row("SELECT stripe_subscription_id FROM billing.subscriptions WHERE subscription_ref = %s", ref)
