@@ -111,8 +111,10 @@ WHERE kind = 'payment_failure' ORDER BY starts_at
 """
 
 
-def graces(connection: Connection) -> list[tuple[object, ...]]:
-    return [tuple(row.values()) for row in connection.execute(GRACES.encode())]
+def graces(connection: Connection) -> list[tuple[datetime, datetime, str, str]]:
+    return [
+        (row["starts_at"], row["ends_at"], row["state"], row["reason"]) for row in connection.execute(GRACES.encode())
+    ]
 
 
 def paused_while_owing(billing: Connection, ends: datetime, *, again: datetime | None = None) -> list[int]:
