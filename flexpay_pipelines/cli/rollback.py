@@ -39,13 +39,14 @@ def register(app: typer.Typer) -> None:
 
 
 def _roll_back(component: str, reason: str, *, schema: bool, plan: bool, yes: bool, as_json: bool) -> None:
-    from flexpay_pipelines.defs.rollback import JOB_OF
     from flexpay_pipelines.rollback import plan_rollback
 
     with recorder() as on:
         with session("plan rollback") as opened:
             will = plan_rollback(opened.billing, component)
         if planned(will, plan_only=plan, yes=yes, as_json=as_json, question=f"Roll {component} back?"):
+            from flexpay_pipelines.defs.rollback import JOB_OF
+
             config = {"reason": reason, "revert_schema": schema}
             job = JOB_OF[component]
             outcome = require(run_job(job, on=on, ops={f"{job}_steps": config, f"{job}_schema": config}))
