@@ -205,7 +205,7 @@ def _keep(
     work.add_up()
     if base is not None:
         earlier = lead_in(whole, ROLLING_DAYS)
-        named.load_totals(connection, first=earlier.first, last=base)
+        queries("analytics_summary").load_stored(connection, first=earlier.first, last=base, kinds=["total"])
     changed |= {row["day"] for row in named.drop_stale_summary(connection, days=days)}
     changed |= {row["day"] for row in named.keep_summary(connection, days=days)}
     return movements, changed
@@ -247,7 +247,9 @@ def _revalue(work: Workspace, computed: list[date], now: datetime) -> list[date]
     work.clear()
     connection.execute("TRUNCATE pg_temp.metric_rate_rows")
     whole = Span("day", days[0], days[-1])
-    named.load_totals(connection, first=lead_in(whole, ROLLING_DAYS).first, last=whole.last)
+    queries("analytics_summary").load_stored(
+        connection, first=lead_in(whole, ROLLING_DAYS).first, last=whole.last, kinds=["total"]
+    )
     rates.load_amounts(connection, days=days)
     work.windows(whole, days=ROLLING_DAYS)
     _value(work)

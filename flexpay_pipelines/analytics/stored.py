@@ -13,7 +13,7 @@ from typing import Any
 
 from flexpay_pipelines.analytics.days import midnight
 from flexpay_pipelines.analytics.policy import DEFINITION, MetricPolicy, Span
-from flexpay_pipelines.analytics.workspace import Workspace, stored_workspace
+from flexpay_pipelines.analytics.workspace import STORED_KINDS, Workspace, stored_workspace
 from flexpay_pipelines.database import Connection
 from flexpay_pipelines.errors import BadInput
 from flexpay_pipelines.money import mrr
@@ -56,10 +56,10 @@ def read_stored(connection: Connection, *, first: date, last: date, reporting_cu
     named = queries("analytics_report")
     days = Span("day", first, last)
     with stored_workspace(connection, MetricPolicy()) as work:
-        named.load_summary(connection, first=first, last=last)
+        summaries = queries("analytics_summary")
+        summaries.load_stored(connection, first=first, last=last, kinds=list(STORED_KINDS))
         work.windows(days)
         shown = _choose_currency(work, reporting_currency)
-        summaries = queries("analytics_summary")
         with _rates(work, shown):
             total = list(summaries.summary_rows(connection, kind="total"))
             kinds = ("plan", "payment_frequency", "country")

@@ -171,34 +171,6 @@ WHERE s.day <> all(cast(:computed AS date[]));
 -- description: Records that stored days have other figures than before.
 UPDATE analytics.snapshots SET restated_at = :now WHERE day = any(cast(:days AS date[]));
 
--- name: load_totals(first, last)!
--- description: The stored totals of these days, which rates look back on.
-INSERT INTO metric_summary (
-    period, kind, segment, currency, run_start, new, reactivation, expansion, contraction, churn, paused, resumed, transfer,
-    run_end, customers, paying_customers, subscriptions, paused_subscriptions
-)
-SELECT
-    day,
-    segment_kind,
-    segment,
-    currency,
-    start_minor,
-    new_minor,
-    reactivation_minor,
-    expansion_minor,
-    contraction_minor,
-    churn_minor,
-    paused_minor,
-    resumed_minor,
-    transfer_minor,
-    end_minor,
-    customers,
-    paying_customers,
-    subscriptions,
-    paused_subscriptions
-FROM analytics.mrr_summary
-WHERE day BETWEEN :first AND :last AND segment_kind = 'total';
-
 -- name: keep_snapshots(days, restated, definition, paused, paused_churn_days, reporting_currency, now, event_high_water)!
 -- description: Records which days are stored, by which definition and policy, and which were restated.
 INSERT INTO analytics.snapshots (

@@ -269,3 +269,31 @@ INNER JOIN metric_rates AS r ON w.period = r.period AND s.currency = r.currency
 LEFT JOIN billing.customers AS b ON s.kind = 'customer' AND s.segment = cast(b.customer_id AS text)
 GROUP BY w.label, coalesce(b.customer_ref, s.segment), r.shown
 ORDER BY w.label, segment, r.shown;
+
+-- name: load_stored(first, last, kinds)!
+-- description: The stored summaries of these days by these kinds of segments.
+INSERT INTO metric_summary (
+    period, kind, segment, currency, run_start, new, reactivation, expansion, contraction, churn, paused, resumed, transfer,
+    run_end, customers, paying_customers, subscriptions, paused_subscriptions
+)
+SELECT
+    day,
+    segment_kind,
+    segment,
+    currency,
+    start_minor,
+    new_minor,
+    reactivation_minor,
+    expansion_minor,
+    contraction_minor,
+    churn_minor,
+    paused_minor,
+    resumed_minor,
+    transfer_minor,
+    end_minor,
+    customers,
+    paying_customers,
+    subscriptions,
+    paused_subscriptions
+FROM analytics.mrr_summary
+WHERE day BETWEEN :first AND :last AND segment_kind = any(cast(:kinds AS text []));

@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flexpay_pipelines.analytics import export_dataset, refresh, restatements
+from flexpay_pipelines.analytics import daily_report, export_dataset, refresh, restatements
 from flexpay_pipelines.clock import FixedClock
 from flexpay_pipelines.database import Connection
 from tests.analytics.ledger import DAYS, ORIGIN, histories, write
@@ -151,7 +151,9 @@ def _money(billing: Connection) -> dict[date, str]:
     }
 
 
-def test_other_exchange_rates_restate_the_rates_of_the_days_that_they_touch(billing: Connection) -> None:
+def test_other_exchange_rates_restate_the_rates_of_the_days_that_they_touch(
+    billing: Connection, tmp_path: Path
+) -> None:
     write(
         billing,
         [
@@ -185,6 +187,8 @@ def test_other_exchange_rates_restate_the_rates_of_the_days_that_they_touch(bill
     assert [(r.first_day, r.days, r.events, r.moved_customers, r.totals) for r in found] == [
         (FIRST + timedelta(days=30), 10, 0, 0, [])
     ]
+    page = daily_report(billing, day=LAST, folder=tmp_path, clock=LATER, reporting_currency="EUR").html.read_text()
+    assert "<td>other exchange rates</td>" in page
     assert after(LATER) == set()
     # A correction touches the windows that end after it; of those that begin with it, that of the last day is computed.
     _rate(billing, "USD", 35, 1.3)
