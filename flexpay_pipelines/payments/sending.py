@@ -85,13 +85,12 @@ def send(command: dict[str, Any], gateway: StripeGateway, *, now: datetime) -> O
 
 def _send(sending: _Sending) -> Outcome:
     command = sending.command
-    if (
-        command["operation"] == "move_payment"
-        and parse_instant(command["parameters"]["next_payment_at"]) <= sending.now
-    ):
-        return sending.outcome("superseded", "the date has passed before Stripe was told of it")
-    if command["operation"] == "move_payment" and _date_wanted(sending) is None:
-        return sending.outcome("superseded", "the payment of that date has been made since")
+    if command["operation"] == "move_payment":
+        wanted = _date_wanted(sending)
+        if wanted is None:
+            return sending.outcome("superseded", "the payment of that date has been made since")
+        if wanted <= sending.now.timestamp():
+            return sending.outcome("superseded", "the date has passed before Stripe was told of it")
     uncertain = command["attempts"] > 0 or sending.now - command["created_at"] > KEY_LIFETIME
     present: Object = sending.read() if uncertain or command["operation"] in _LOOK_FIRST else {}
     if present and (uncertain or present["status"] == "canceled"):
@@ -177,13 +176,15 @@ def _instant(sending: _Sending, name: str) -> int | None:
 
 
 def _date_wanted(sending: _Sending) -> int | None:
-    """The date that a command gives the next payment, in epoch seconds; None where that payment has been made.
+    """The date that a command gives the next payment, in epoch seconds; None where it gives none.
 
-    Told hours late, Stripe can have billed on its own date meanwhile: it would bill the same period once more.
+    Told hours late, Stripe can have billed on its own date meanwhile, and would bill the same period once more: where
+    the payment of the command's date has been made, the date is that of the next one, or none if that has passed, too.
     """
     written, expected = sending.parameters.get("next_payment_at"), sending.command["next_payment_at"]
-    made = written is not None and expected is not None and parse_instant(written) < expected
-    return None if made else _instant(sending, "next_payment_at")
+    if written is None or expected is None or parse_instant(written) >= expected:
+        return _instant(sending, "next_payment_at")
+    return int(expected.timestamp()) if expected > sending.now else None
 
 
 def _pause(sending: _Sending, _present: Object) -> None:
@@ -259,8 +260,8 @@ def _change_quantity(sending: _Sending, present: Object) -> None:
 
 
 def _move_payment(sending: _Sending, _present: Object) -> None:
-    wanted = int(parse_instant(sending.parameters["next_payment_at"]).timestamp())
-    sending.gateway.move_payment(sending.identifier, wanted, key=sending.key)
+    if (wanted := _date_wanted(sending)) is not None:
+        sending.gateway.move_payment(sending.identifier, wanted, key=sending.key)
 
 
 def _cancel(sending: _Sending, _present: Object) -> None:

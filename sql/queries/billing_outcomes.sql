@@ -300,7 +300,11 @@ WITH latest AS MATERIALIZED (
                 END,
                 c.time_zone
             )
-        ) AS advanced
+        ) AS advanced,
+        billing.payment_at(
+            s.billing_anchor, coalesce(to_jsonb(s) ->> 'payment_frequency', 'MONTHLY'), unaware.times, c.time_zone
+        ) AS paid_until,
+        unaware.told
     FROM billing.subscriptions AS s
     INNER JOIN billing.customers AS c ON s.customer_id = c.customer_id
     CROSS JOIN
@@ -331,6 +335,35 @@ WITH latest AS MATERIALIZED (
                 p.payment_id = any(cast(:payment_ids AS bigint[])) AND p.subscription_id = s.subscription_id
                 AND p.outcome = 'succeeded' AND e.type = 'invoice.paid'
         ) AS billed
+    CROSS JOIN
+        LATERAL (
+            -- A pause moved the payment to the anchor, and Stripe heard of it long after, if at all: what it billed by itself
+            -- since the pause began, and what nobody knew of when the date was set, pays for the periods from that date on.
+            SELECT
+                nullif(count(DISTINCT e.subject_id)::integer, 0) AS times,
+                bool_and(moved.state = 'delivered') AS told
+            FROM billing.stripe_commands AS moved
+            INNER JOIN billing.payments AS p
+                ON moved.subscription_id = p.subscription_id AND p.outcome = 'succeeded' AND moved.created_at < p.recorded_at
+            INNER JOIN billing.stripe_events AS e
+                ON
+                    e.subject_id = split_part(p.payment_ref, ':', 1) AND e.type = 'invoice.paid'
+                    AND e.object ->> 'billing_reason' = 'subscription_cycle'
+            WHERE
+                moved.subscription_id = s.subscription_id AND moved.operation IN ('resume', 'move_payment')
+                AND moved.state IN ('pending', 'delivered')
+                AND (moved.parameters ->> 'next_payment_at')::timestamptz = s.billing_anchor
+                AND to_timestamp((e.object ->> 'created')::bigint) BETWEEN (
+                    SELECT max(h.occurred_at) FROM billing.subscription_events AS h
+                    WHERE h.subscription_id = s.subscription_id AND h.event = 'paused' AND h.occurred_at <= moved.created_at
+                ) AND coalesce(moved.delivered_at, 'infinity')
+                AND NOT EXISTS (
+                    SELECT 1 FROM billing.payments AS known
+                    WHERE
+                        known.subscription_id = s.subscription_id AND known.recorded_at <= moved.created_at
+                        AND split_part(known.payment_ref, ':', 1) = e.subject_id
+                )
+        ) AS unaware
     WHERE
         s.subscription_id IN (
             SELECT p.subscription_id FROM billing.payments AS p WHERE p.payment_id = any(cast(:payment_ids AS bigint[]))
@@ -352,7 +385,7 @@ changed AS (
     UPDATE billing.subscriptions AS s
     SET
         status = CASE WHEN planned.activates THEN 'active' ELSE s.status END,
-        next_payment_at = greatest(s.next_payment_at, planned.advanced),
+        next_payment_at = greatest(s.next_payment_at, planned.advanced, planned.paid_until),
         version = s.version + 1, change_reason = 'payment succeeded',
         changed_at = greatest(
             CASE
@@ -366,10 +399,13 @@ changed AS (
     WHERE
         s.subscription_id = planned.subscription_id AND s.status = planned.status
         AND (
-            planned.activates OR planned.advanced > s.next_payment_at
+            planned.activates OR greatest(planned.advanced, planned.paid_until) > s.next_payment_at
             OR (s.next_payment_at IS NULL AND planned.advanced IS NOT NULL)
         )
-    RETURNING s.subscription_id, s.version, s.stripe_subscription_id, planned.status AS was
+    RETURNING
+        s.subscription_id, s.version, s.stripe_subscription_id, s.next_payment_at, planned.status AS was,
+        -- Stripe would bill once more on the date that it was told.
+        planned.told AND planned.paid_until > planned.advanced AND planned.paid_until = s.next_payment_at AS misled
 ),
 
 told AS (
@@ -385,6 +421,14 @@ told AS (
         ), cast(:pause_mode AS text))) AS parameters
     FROM changed
     WHERE changed.was = 'suspended' AND changed.stripe_subscription_id IS NOT NULL
+    UNION ALL
+    SELECT
+        changed.subscription_id || ':move_payment:' || changed.version AS idempotency_key,
+        changed.subscription_id,
+        'move_payment' AS operation,
+        jsonb_build_object('next_payment_at', changed.next_payment_at) AS parameters
+    FROM changed
+    WHERE changed.misled AND changed.was NOT IN ('suspended', 'paused') AND changed.stripe_subscription_id IS NOT NULL
 )
 
 SELECT

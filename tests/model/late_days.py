@@ -65,7 +65,7 @@ def _end(invoice: dict[str, Any], zone: ZoneInfo, changed_at: datetime | None) -
 def no_pause_is_billed(world: World) -> None:
     for ref in world.refs:
         told = world.admin.execute(
-            "SELECT operation, delivered_at AS at, (parameters ->> 'resumes_at')::timestamptz AS ends_at"
+            "SELECT operation, delivered_at AS at, created_at, (parameters ->> 'resumes_at')::timestamptz AS ends_at"
             " FROM billing.stripe_commands AS c JOIN billing.subscriptions USING (subscription_id)"
             " WHERE subscription_ref = %s AND operation IN ('pause', 'resume') AND delivered_at IS NOT NULL"
             " ORDER BY command_id",
@@ -74,7 +74,9 @@ def no_pause_is_billed(world: World) -> None:
         made = [_instant(one["created"]) for one in _collected(world, ref)]
         for number, pause in enumerate(told):
             if pause["operation"] == "pause":
-                resumed = [row["at"] for row in told[number + 1 :] if row["operation"] == "resume"]
+                # Where a connection was cut, Stripe can have been told before anybody could make a note of it.
+                at = "created_at" if world.cuts else "at"
+                resumed = [row[at] for row in told[number + 1 :] if row["operation"] == "resume"]
                 # A collection that is paused until an instant goes on then by itself.
                 ends = [pause["ends_at"]] if world.company.pause_mode == "collection" and pause["ends_at"] else []
                 until = min([*resumed, *ends, world.now])

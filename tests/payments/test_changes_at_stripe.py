@@ -236,6 +236,40 @@ def test_a_pause_that_stripe_hears_of_after_it_has_billed_is_not_billed_once_mor
     assert world.paid() == [MONTHLY]
 
 
+@pytest.mark.parametrize("known", ["at once", "before the pause is over", "at the end"])
+@pytest.mark.parametrize("order", [("poll", "deliver"), ("deliver", "poll", "deliver")])
+def test_whoever_was_billed_twice_before_stripe_heard_of_the_pause_pays_for_what_comes_after_it(
+    world: World, order: tuple[str, ...], known: str
+) -> None:
+    """Nobody tells Stripe anything for five weeks, in which it bills on its own dates, and each of them counts."""
+    starts, ends = END - 2 * DAY, END + 10 * DAY
+    schedule_pause(
+        world.billing, subscription_ref=REF, starts_at=starts, ends_at=ends, kind="admin", reason=None,
+        policy=PausePolicy(), clock=world.clock,
+    )  # fmt: skip
+    world.until(starts + timedelta(minutes=1))
+    world.sweep()
+    world.until(END + timedelta(hours=1))
+    if known == "at once":
+        world.poll()
+    world.until(ends - timedelta(hours=1))
+    if known == "before the pause is over":
+        world.poll()
+    world.until(ends + timedelta(minutes=1))
+    world.sweep()
+    world.until(END.replace(month=4) + timedelta(hours=1))
+    for step in order:
+        getattr(world, step)()
+    assert world.at_stripe()[1] == world.terms()[3] == END.replace(month=5) + (ends - starts)
+    world.until(END.replace(month=5) + 10 * DAY)
+    world.poll()
+    assert world.paid() == [MONTHLY, MONTHLY]
+    world.until(END.replace(month=5) + 13 * DAY)
+    world.poll()
+    assert world.paid() == [MONTHLY] * 3
+    world.agrees()
+
+
 @pytest.mark.parametrize("starts", [END, END + timedelta(hours=1)])
 def test_a_payment_that_is_declined_before_a_pause_is_not_asked_for_twice(world: World, starts: datetime) -> None:
     ends = END + 2 * DAY
