@@ -60,8 +60,12 @@ def daily_report(
         PermanentError, TransientError: a file cannot be written.
     """
     with connection.transaction():
-        # Sorts and hashes of all customers; the setting ends with the transaction.
-        connection.execute("SELECT set_config('work_mem', '128MB', true)")
+        # Sorts and hashes of all customers; days as the contract writes them. The settings end with the transaction.
+        connection.execute(
+            "SELECT set_config('work_mem', '128MB', true), set_config('DateStyle', 'ISO', true),"
+            # Short statements: workers take longer to start than they save.
+            " set_config('max_parallel_workers_per_gather', '0', true)"
+        )
         snapshot = require_stored(connection, day)
         first = max(
             queries("analytics_report").first_stored_day(connection, since=day - timedelta(days=TREND_DAYS)) or day,

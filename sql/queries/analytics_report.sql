@@ -2,7 +2,7 @@
 -- description: The stored movements of these days as CSV.
 COPY (
     SELECT
-        to_char(m.day, 'YYYY-MM-DD') AS period,
+        m.day::text AS period,
         c.customer_ref AS customer_id,
         m.currency,
         m.movement,

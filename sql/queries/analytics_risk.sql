@@ -236,14 +236,14 @@ COPY (
     WITH standing AS (
         SELECT
             v.customer_id,
-            sum(v.annualised_minor) AS annualised_minor
+            sum(v.annualised_minor)::bigint AS annualised_minor
         FROM analytics.run_rate_intervals AS v
         WHERE v.status IN ('active', 'past_due', 'paused') AND v.valid_from < :at AND (v.valid_to IS NULL OR v.valid_to >= :at)
         GROUP BY v.customer_id
     )
 
     SELECT
-        to_char(r.day, 'YYYY-MM-DD') AS period,
+        r.day::text AS period,
         c.customer_ref AS customer_id,
         r.score,
         array_to_string(r.reasons, '; ') AS reasons,
@@ -254,5 +254,5 @@ COPY (
     INNER JOIN billing.customers AS c ON r.customer_id = c.customer_id
     LEFT JOIN standing AS i ON r.customer_id = i.customer_id
     WHERE r.day = :day
-    ORDER BY r.score DESC, annualised_minor DESC, c.customer_ref COLLATE "C" ASC
+    ORDER BY r.score::double precision DESC, annualised_minor DESC, c.customer_ref COLLATE "C" ASC
 ) TO STDOUT (FORMAT csv, HEADER);
