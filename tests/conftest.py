@@ -35,6 +35,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(lambda: shutil.rmtree(own, ignore_errors=True))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The demo first, then the other commands: what takes minutes must not begin when all else has ended."""
+    items.sort(key=lambda item: ("test_demo" not in item.nodeid, "tests/cli" not in item.nodeid))
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """One cluster for the whole run; FLEXPAY_POSTGRES_BIN chooses another PostgreSQL than the embedded one."""
