@@ -137,8 +137,23 @@ def _in_time(sending: _Sending, present: Object) -> bool:
     wanted = _date_wanted(sending)
     if wanted is None or wanted == present["items"]["data"][0]["current_period_end"]:
         return True
+    if wanted > sending.now.timestamp():
+        return False
     # A date that has passed was moved to a moment after the call that moved it; the payment may be made by now.
-    return wanted <= sending.now.timestamp() and int(present["metadata"].get("date_kept_until", 0)) >= wanted
+    return int(present["metadata"].get("date_kept_until", 0)) >= wanted or _billed_since(sending, present)
+
+
+def _billed_since(sending: _Sending, present: Object) -> bool:
+    """Whether Stripe has begun a period by itself since the command was made, and asked for its payment.
+
+    It may not be known here yet. What it made while payments were paused is void, and asked of nobody.
+    """
+    made = sending.command["created_at"].timestamp()
+    if present["items"]["data"][0]["current_period_start"] <= made or present.get("latest_invoice") is None:
+        return False
+    invoice = sending.gateway.invoice(present["latest_invoice"])
+    asked = invoice["billing_reason"] == "subscription_cycle" and invoice["status"] in ("open", "paid")
+    return bool(asked and invoice["created"] > made)
 
 
 def _refused(sending: _Sending, error: StripePermanent) -> Outcome:

@@ -126,6 +126,10 @@ class StripeGateway:
         """
         return self._call("get", "/v1/subscriptions/{id}", {}, of=identifier)
 
+    def invoice(self, identifier: str) -> Object:
+        """One invoice."""
+        return self._call("get", "/v1/invoices/{id}", {}, of=identifier)
+
     def payment_failure(self, invoice: str) -> Object:
         """Why the last attempt to collect an invoice failed.
 

@@ -341,7 +341,7 @@ WITH latest AS MATERIALIZED (
             -- since the pause began, and what nobody knew of when the date was set, pays for the periods from that date on.
             SELECT
                 nullif(count(DISTINCT e.subject_id)::integer, 0) AS times,
-                bool_and(moved.state = 'delivered') AS told
+                bool_or(moved.state = 'delivered' AND to_timestamp((e.object ->> 'created')::bigint) < s.billing_anchor) AS told
             FROM billing.stripe_commands AS moved
             INNER JOIN billing.payments AS p
                 ON moved.subscription_id = p.subscription_id AND p.outcome = 'succeeded' AND moved.created_at < p.recorded_at
@@ -405,7 +405,7 @@ changed AS (
     RETURNING
         s.subscription_id, s.version, s.stripe_subscription_id, s.next_payment_at, planned.status AS was,
         -- Stripe would bill once more on the date that it was told.
-        planned.told AND planned.paid_until > planned.advanced AND planned.paid_until = s.next_payment_at AS misled
+        planned.told AND planned.paid_until = s.next_payment_at AS misled
 ),
 
 told AS (

@@ -27,6 +27,7 @@ from flexpay_pipelines.money import PaymentFrequency
 from flexpay_pipelines.payments import StripeGateway, deliver_commands, poll_events, reconcile
 from flexpay_pipelines.rollback import roll_back, undo_rollback
 from flexpay_pipelines.sandbox.stripe_server import StripeSandbox
+from tests.model.stand import own_clock, tell_time
 from tests.payments.conftest import NOW, quiet, stripe_id
 
 DAY = timedelta(days=1)
@@ -67,6 +68,7 @@ class World:
     def until(self, instant: datetime) -> None:
         self.stripe.advance(instant)
         self.clock.instant = instant
+        tell_time(self.billing, instant)
 
     def pause(self, days: int) -> None:
         schedule_pause(
@@ -100,6 +102,9 @@ class World:
 
 @pytest.fixture
 def world(company: Connection, gateway: StripeGateway, stripe: StripeSandbox, clock: FixedClock) -> World:
+    own_clock(company)
+    company.execute("SET search_path = model, pg_catalog, public")
+    tell_time(company, clock.now())
     return World(company, gateway, stripe, clock)
 
 
@@ -220,17 +225,22 @@ def test_what_is_changed_at_once_is_billed_as_quoted(world: World) -> None:
     assert world.paid()[2:] == [quoted.net_minor] == [quoted.debit_minor - quoted.credit_minor]
 
 
+@pytest.mark.parametrize("order", [("poll", "deliver"), ("deliver", "poll", "deliver")])
+@pytest.mark.parametrize("told_of_the_pause", [False, True])
 @pytest.mark.parametrize("told_after", [timedelta(hours=2), timedelta(days=1, hours=2)])
 def test_a_pause_that_stripe_hears_of_after_it_has_billed_is_not_billed_once_more(
-    world: World, told_after: timedelta
+    world: World, told_after: timedelta, told_of_the_pause: bool, order: tuple[str, ...]
 ) -> None:
     world.pause(1)
+    world.sweep()
+    if told_of_the_pause:
+        world.deliver()
     world.until(NOW + DAY)
     world.sweep()
     # The payment has moved to a day after END; nobody has told Stripe, which bills at END.
     world.until(END + told_after)
-    world.poll()
-    world.deliver()
+    for step in order:
+        getattr(world, step)()
     world.until(END + 5 * DAY)
     world.poll()
     assert world.paid() == [MONTHLY]
