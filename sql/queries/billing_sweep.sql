@@ -272,7 +272,15 @@ changed AS (
     SET
         status = CASE WHEN planned.kind = 'payment_failure' THEN 'suspended' WHEN planned.owes THEN 'past_due' ELSE 'active' END,
         version = s.version + 1,
-        changed_at = CASE WHEN :quiet THEN greatest(planned.ends_at, s.changed_at) ELSE planned.ends_at END,
+        changed_at = CASE
+            WHEN :quiet THEN greatest(planned.ends_at, s.changed_at)
+            -- A failure that was heard of late can have its grace period over before it made the subscription past due.
+            WHEN planned.kind = 'payment_failure' THEN greatest(planned.ends_at, (
+                SELECT max(e.occurred_at) FROM billing.subscription_events AS e
+                WHERE e.subscription_id = planned.subscription_id AND e.event = 'past_due'
+            ))
+            ELSE planned.ends_at
+        END,
         change_reason = coalesce(cast(:taken_back AS text), 'pause sweep: ' || planned.kind || ' ended'),
         next_payment_at = planned.resumed_payment_at,
         -- Dates to come are counted from the one that was moved, or the next period would be shorter by the pause.

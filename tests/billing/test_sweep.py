@@ -15,6 +15,7 @@ from flexpay_pipelines.billing import (
     SweepPlan,
     SweepPolicy,
     apply_payment_outcomes,
+    history_breaks,
     pauses_by_hour,
     plan_sweep,
     set_feature,
@@ -216,6 +217,23 @@ def test_a_failure_that_is_heard_of_after_the_pause_has_its_grace_period_from_th
         assert found == {("active", ())}
     else:
         assert found == {("active", ((ends, ends + paid_after * DAY, "completed", "issuer_decline"),))}
+
+
+def test_a_suspension_is_not_dated_before_the_subscription_is_past_due(billing: Connection) -> None:
+    """The failure was heard of a month late, after the terms had been changed: history goes on from there."""
+    make_company(billing)
+    changed = NOON + 20 * DAY
+    billing.execute(
+        "UPDATE billing.subscriptions SET quantity = 2, version = version + 1, changed_at = %s"
+        " WHERE subscription_ref = 's1'",
+        (changed,),
+    )
+    failed = add_payment(billing, "s1", NOON, "failed")
+    apply_payment_outcomes(billing, [failed], clock=clock_at(NOON + 30 * DAY), grace_days=7)
+    assert sweep(billing, NOON + 30 * DAY).suspended == 1
+    assert subscription(billing)["status"] == "suspended"
+    assert [name for name, at in events(billing) if at >= changed][-2:] == ["past_due", "suspended"]
+    assert history_breaks(billing) == ()
 
 
 def test_what_was_paid_in_the_pause_and_heard_of_after_it_leaves_no_grace_period(billing: Connection) -> None:
