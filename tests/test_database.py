@@ -18,6 +18,7 @@ from flexpay_pipelines.database import (
     advisory_lock,
     beside,
     connect,
+    copied,
     describe,
     libpq_url,
     opened,
@@ -165,3 +166,37 @@ def test_a_second_session_is_like_the_first(billing_url: str) -> None:
             assert second.info.parameter_status("TimeZone") == "Asia/Tokyo"
             row = second.execute("SELECT current_setting('application_name') AS name").fetchone()
             assert row == {"name": "flexpay second"}
+
+
+ROWS = "COPY (SELECT n, repeat('x', 500) FROM generate_series(1, %(rows)s) AS n) TO STDOUT"
+
+
+@pytest.mark.parametrize("rows", [0, 1, 10_000])
+def test_a_copy_comes_in_blocks_and_leaves_the_connection_as_it_was(billing: Connection, rows: int) -> None:
+    with billing.transaction():
+        with copied(billing, ROWS, {"rows": rows}) as blocks:
+            parts = list(blocks)
+        assert b"".join(parts) == b"".join(b"%d\t%s\n" % (n, b"x" * 500) for n in range(1, rows + 1))
+        assert all(len(part) >= 1 << 18 for part in parts[:-1])
+        assert billing.execute("SELECT 1 AS one").fetchone() == {"one": 1}
+
+
+def test_a_copy_that_is_waited_for_is_whole(billing: Connection) -> None:
+    slowly = "COPY (SELECT n, pg_sleep(0.05) FROM generate_series(1, 4) AS n) TO STDOUT"
+    with copied(billing, slowly) as blocks:
+        assert b"".join(blocks) == b"1\t\n2\t\n3\t\n4\t\n"
+
+
+def test_a_copy_that_fails_at_the_server_says_so(billing: Connection) -> None:
+    # The first rows have been sent when the last divides by nothing.
+    failing = "COPY (SELECT n / (n - 50000) FROM generate_series(1, 60000) AS n) TO STDOUT"
+    with pytest.raises(psycopg.errors.DivisionByZero), copied(billing, failing) as blocks:
+        list(blocks)
+    assert billing.execute("SELECT 1 AS one").fetchone() == {"one": 1}
+
+
+def test_a_copy_that_is_left_is_called_off(billing: Connection) -> None:
+    with pytest.raises(OSError, match="disk"), billing.transaction(), copied(billing, ROWS, {"rows": 10**8}) as blocks:
+        next(blocks)
+        raise OSError("no room on the disk")
+    assert billing.execute("SELECT 1 AS one").fetchone() == {"one": 1}

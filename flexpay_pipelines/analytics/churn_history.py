@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from flexpay_pipelines.analytics.churn_terms import HORIZON_DAYS, TERMS
 from flexpay_pipelines.analytics.days import day_of, midnight
-from flexpay_pipelines.database import Connection
+from flexpay_pipelines.database import Connection, copied
 from flexpay_pipelines.sql import queries
 
 if TYPE_CHECKING:
@@ -155,11 +155,8 @@ def _read(connection: Connection) -> Rows:
     import numpy as np  # noqa: PLC0415
     from pyarrow import csv  # noqa: PLC0415
 
-    with (
-        connection.cursor() as cursor,
-        cursor.copy("COPY pg_temp.risk_features TO STDOUT (FORMAT csv, HEADER)") as copy,
-    ):
-        text = b"".join(bytes(block) for block in copy)
+    with copied(connection, "COPY pg_temp.risk_features TO STDOUT (FORMAT csv, HEADER)") as blocks:
+        text = b"".join(blocks)
     wanted = csv.ConvertOptions(
         include_columns=["day", "customer_id", "plan", "frequency", "churned", *TERMS],
         column_types=dict.fromkeys(("plan", "frequency"), "string") | dict.fromkeys(("churned", *TERMS), "bool"),

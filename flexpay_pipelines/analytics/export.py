@@ -18,7 +18,7 @@ from typing import Any
 
 from flexpay_pipelines.analytics.datasets import DATASETS, Columns, Dataset, Request
 from flexpay_pipelines.analytics.policy import MetricPolicy, check_currency, choice, parse_span
-from flexpay_pipelines.database import Connection
+from flexpay_pipelines.database import Connection, copied
 from flexpay_pipelines.errors import BadInput, disk_errors
 
 FORMATS = ("csv", "parquet")
@@ -106,9 +106,8 @@ def write_copied(
     from pyarrow import csv as reader  # noqa: PLC0415
 
     with _whole(csv) as part:
-        with part.open("wb") as file, connection.cursor() as cursor, cursor.copy(statement, parameters) as copy:
-            for block in copy:
-                file.write(block)
+        with part.open("wb") as file, copied(connection, statement, parameters) as blocks:
+            file.writelines(blocks)
             file.flush()
             os.fsync(file.fileno())
         options = reader.ConvertOptions(column_types=_arrow(columns, native=True), strings_can_be_null=True,

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from flexpay_pipelines.analytics.workspace import Workspace, empty_workspace
-from flexpay_pipelines.database import Connection, beside
+from flexpay_pipelines.database import Connection, beside, copied
 from flexpay_pipelines.errors import DatabaseUnavailable
 from flexpay_pipelines.sql import queries
 
@@ -22,7 +22,6 @@ WORTHWHILE = 50_000
 
 # Ours are fewer: our session stores what both compute.
 _OURS, _THEIRS = "customer_id % 3 = 0", "customer_id % 3 <> 0"
-_BLOCK = 1 << 18
 
 
 @dataclass(slots=True)
@@ -53,14 +52,9 @@ class SecondSession:
         read = sql.SQL("COPY (SELECT * FROM {}) TO STDOUT (FORMAT binary)").format(sql.Identifier(theirs))
         write = sql.SQL("COPY {} FROM STDIN (FORMAT binary)").format(sql.Identifier(*ours.split(".")))
         receiver = connection.cursor()
-        with self.work.connection.cursor().copy(read) as rows, receiver.copy(write) as into:
-            block = bytearray()
-            for row in rows:
-                block += row
-                if len(block) >= _BLOCK:
-                    into.write(bytes(block))
-                    block.clear()
-            into.write(bytes(block))
+        with copied(self.work.connection, read) as blocks, receiver.copy(write) as into:
+            for block in blocks:
+                into.write(block)
         return receiver.rowcount
 
 
