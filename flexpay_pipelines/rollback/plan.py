@@ -109,6 +109,10 @@ _WARNINGS = {
         "theirs is derived from what they pay a year, half up."
     ),
     "paid_ahead": "{} subscriptions pay for a quarter or a year: their next payment date stays as it is.",
+    "paused_who_owe": (
+        "{} subscriptions owe a payment: past due when their pause has ended, they are suspended "
+        "once their grace period is over and pauses are on again."
+    ),
     "grace_periods": "{} grace periods after failed payments go on.",
     "paused_without_pause": "{} subscriptions are paused without a pause on record: they stay paused.",
 }

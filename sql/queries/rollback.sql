@@ -31,7 +31,7 @@ LEFT JOIN billing.plan_prices AS m
 WHERE s.status <> 'canceled';
 
 -- name: plan_pauses()^
--- What a rollback of the pauses would change.
+-- What a rollback of the pauses would change. Who owes is told as end_due_pauses, which ends them, does.
 SELECT
     count(*) FILTER (WHERE p.state = 'active' AND p.kind <> 'payment_failure') AS pauses_ended,
     count(*) FILTER (WHERE p.state = 'scheduled' AND p.kind <> 'payment_failure') AS pauses_canceled,
@@ -41,6 +41,14 @@ SELECT
     count(DISTINCT s.stripe_subscription_id) FILTER (
         WHERE p.state = 'active' AND p.kind <> 'payment_failure' AND s.status = 'paused'
     ) AS stripe_commands,
+    count(DISTINCT s.subscription_id) FILTER (
+        WHERE newest.outcome = 'failed' AND (newest.occurred_at >= p.starts_at OR coalesce((
+            SELECT e.event FROM billing.subscription_events AS e
+            WHERE e.subscription_id = s.subscription_id AND e.event NOT IN ('paused', 'changed')
+            ORDER BY e.occurred_at DESC, e.recorded_at DESC, e.event_id DESC
+            LIMIT 1
+        ) = 'past_due', FALSE))
+    ) AS paused_who_owe,
     count(*) FILTER (WHERE p.kind = 'payment_failure') AS grace_periods,
     (
         SELECT count(*) FROM billing.subscriptions AS lone
@@ -51,6 +59,16 @@ SELECT
     ) AS paused_without_pause
 FROM billing.subscription_pauses AS p
 INNER JOIN billing.subscriptions AS s ON p.subscription_id = s.subscription_id
+LEFT JOIN LATERAL (
+    SELECT
+        y.occurred_at,
+        y.outcome
+    FROM billing.payments AS y
+    WHERE y.subscription_id = p.subscription_id
+        AND p.state = 'active' AND p.kind <> 'payment_failure' AND s.status = 'paused'
+    ORDER BY y.occurred_at DESC, y.outcome DESC, y.attempt DESC, y.payment_ref DESC
+    LIMIT 1
+) AS newest ON TRUE
 WHERE p.state IN ('scheduled', 'active');
 
 -- name: plan_rewards()^

@@ -103,6 +103,8 @@ def test_a_payment_that_was_declined_before_a_pause_is_not_billed_twice(
     billing: Connection, control: Connection, clock: FixedClock, tried: bool
 ) -> None:
     owing(billing, tried=tried)
+    warned = [says for says in plan_rollback(billing, "pauses").warnings if "owe a payment" in says]
+    assert [says.split()[0] for says in warned] == ["1"] * tried
     rolled(billing, control, clock, "pauses", grace_days=5)
     row, moved = subscription(billing), (NEXT if tried else DUE) + (NOW - PAUSED)
     # What was tried was billed, and is owed: the pause moves the one after it. What nobody tried is asked for now.
