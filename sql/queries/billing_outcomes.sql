@@ -290,15 +290,8 @@ WITH latest AS MATERIALIZED (
             billing.next_payment_at(
                 s.billing_anchor, coalesce(to_jsonb(s) ->> 'payment_frequency', 'MONTHLY'), paid.occurred_at, c.time_zone
             ),
-            -- Stripe counts in UTC, we on the customer's clock: its invoice of a date can be made an hour before it, where the
-            -- clock has changed, and three days where our anchor is the first of March and Stripe's the last of February.
-            billing.next_payment_at(
-                s.billing_anchor, coalesce(to_jsonb(s) ->> 'payment_frequency', 'MONTHLY'),
-                billed.at + CASE
-                    WHEN to_jsonb(s) ->> 'payment_frequency' IN ('WEEKLY', 'BIWEEKLY') THEN interval '26 hours'
-                    ELSE interval '74 hours'
-                END,
-                c.time_zone
+            billing.payment_after_invoice(
+                s.billing_anchor, coalesce(to_jsonb(s) ->> 'payment_frequency', 'MONTHLY'), billed.at, c.time_zone
             )
         ) AS advanced,
         billing.payment_at(

@@ -189,15 +189,10 @@ held_up AS (
                 due.billing_anchor, due.payment_frequency, due.starts_at - interval '1 microsecond',
                 (SELECT c.time_zone FROM billing.customers AS c WHERE c.customer_id = due.customer_id)
             )),
-            -- Stripe's invoice of a date can be made some time before it, as for a payment.
             CASE WHEN failing.billed_at IS NOT NULL THEN (
                 SELECT
-                    billing.next_payment_at(
-                        due.billing_anchor, coalesce(to_jsonb(s) ->> 'payment_frequency', 'MONTHLY'),
-                        failing.billed_at + CASE
-                            WHEN to_jsonb(s) ->> 'payment_frequency' IN ('WEEKLY', 'BIWEEKLY') THEN interval '26 hours'
-                            ELSE interval '74 hours'
-                        END,
+                    billing.payment_after_invoice(
+                        due.billing_anchor, coalesce(to_jsonb(s) ->> 'payment_frequency', 'MONTHLY'), failing.billed_at,
                         c.time_zone
                     )
                 FROM billing.subscriptions AS s
@@ -228,14 +223,7 @@ held_up AS (
                 ORDER BY e.occurred_at DESC, e.recorded_at DESC, e.event_id DESC
                 LIMIT 1
             ) = 'past_due', FALSE) AS owes,
-            (
-                SELECT max(invoices.made_at)
-                FROM (
-                    SELECT min(p.occurred_at) AS made_at FROM billing.payments AS p
-                    WHERE p.subscription_id = due.subscription_id AND p.outcome = 'failed'
-                    GROUP BY split_part(p.payment_ref, ':', 1)
-                ) AS invoices
-            ) AS billed_at
+            billing.failed_invoice_made_at(due.subscription_id) AS billed_at
         FROM (
             SELECT
                 p.occurred_at,

@@ -208,8 +208,7 @@ WHERE
     AND e.object ->> 'billing_reason' = 'subscription_cycle';
 
 -- name: advance_free_periods(events)!
--- A period for which credit left nothing to pay begins all the same: the next payment is the one after it. Its invoice can be
--- made up to three days before our date, as for a payment.
+-- A period for which credit left nothing to pay begins all the same: the next payment is the one after it.
 UPDATE billing.subscriptions AS s
 SET
     next_payment_at = free.next_payment_at,
@@ -220,13 +219,8 @@ FROM (
     SELECT
         s.subscription_id,
         max(b.billed_at) AS billed_at,
-        max(billing.next_payment_at(
-            s.billing_anchor, coalesce(to_jsonb(s) ->> 'payment_frequency', 'MONTHLY'),
-            b.billed_at + CASE
-                WHEN to_jsonb(s) ->> 'payment_frequency' IN ('WEEKLY', 'BIWEEKLY') THEN interval '26 hours'
-                ELSE interval '74 hours'
-            END,
-            c.time_zone
+        max(billing.payment_after_invoice(
+            s.billing_anchor, coalesce(to_jsonb(s) ->> 'payment_frequency', 'MONTHLY'), b.billed_at, c.time_zone
         )) AS next_payment_at
     FROM billing.stripe_events AS e
     INNER JOIN billing.subscriptions AS s ON s.stripe_subscription_id = e.object ->> 'subscription'

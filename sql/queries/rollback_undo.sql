@@ -327,22 +327,14 @@ paused AS (
             WHEN s.next_payment_at = paused_again.next_after AND s.status = paused_again.status_after
                 THEN paused_again.next_before
             -- What it owed then it has paid since: the next payment is the one after the invoice of that, as in the sweep.
-            WHEN s.next_payment_at = paused_again.next_after THEN greatest(paused_again.next_before, (
-                SELECT
-                    billing.next_payment_at(
-                        paused_again.anchor_before, coalesce(to_jsonb(s) ->> 'payment_frequency', 'MONTHLY'),
-                        max(invoices.made_at) + CASE
-                            WHEN to_jsonb(s) ->> 'payment_frequency' IN ('WEEKLY', 'BIWEEKLY') THEN interval '26 hours'
-                            ELSE interval '74 hours'
-                        END,
-                        (SELECT c.time_zone FROM billing.customers AS c WHERE c.customer_id = s.customer_id)
-                    )
-                FROM (
-                    SELECT min(p.occurred_at) AS made_at FROM billing.payments AS p
-                    WHERE p.subscription_id = s.subscription_id AND p.outcome = 'failed'
-                    GROUP BY split_part(p.payment_ref, ':', 1)
-                ) AS invoices
-            ))
+            WHEN s.next_payment_at = paused_again.next_after THEN greatest(
+                paused_again.next_before,
+                billing.payment_after_invoice(
+                    paused_again.anchor_before, coalesce(to_jsonb(s) ->> 'payment_frequency', 'MONTHLY'),
+                    billing.failed_invoice_made_at(s.subscription_id),
+                    (SELECT c.time_zone FROM billing.customers AS c WHERE c.customer_id = s.customer_id)
+                )
+            )
             ELSE s.next_payment_at
         END,
         billing_anchor = CASE

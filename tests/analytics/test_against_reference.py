@@ -68,21 +68,13 @@ def test_movements_of_thousands_of_histories(
     compare_movements(billing, grain, events, known, paused_days)
 
 
-@pytest.mark.parametrize("grain", ["day", "month"])
-@pytest.mark.parametrize("by", [None, "plan", "payment_frequency"])
-@random_histories
-@given(events=histories())
-def test_summary(billing: Connection, grain: Literal["day", "month"], by: str | None, events: list[Event]) -> None:
-    first = FIRST + timedelta(days=40)
-    with billing.transaction(force_rollback=True):
-        write(billing, events)
-        rows = summary(billing, start=first, end=LAST, grain=grain, by=by)
-        total = summary(billing, start=first, end=LAST, grain=grain)
-    history = History(events)
+def compare_summary(
+    rows: list[dict[str, Any]], total: list[dict[str, Any]], history: History, periods: list[Any], by: str
+) -> None:
     found: dict[tuple[str, str, str], dict[str, Any]] = {(r["period"], r["segment"], r["currency"]): r for r in rows}
     wanted_keys = set()
-    for label, start, end in PERIODS[grain](first, LAST):
-        before, after = levels(history, start, by or "total"), levels(history, end, by or "total")
+    for label, start, end in periods:
+        before, after = levels(history, start, by), levels(history, end, by)
         for key in {key for key, figures in before.items() if figures[0]} | after.keys():
             wanted_keys.add((label, key[0], key[1]))
             row = found[label, key[0], key[1]]
@@ -99,3 +91,18 @@ def test_summary(billing: Connection, grain: Literal["day", "month"], by: str | 
         for column in ("start", "end", *TYPES):
             assert sum(r[column] for r in parts) == whole[column]
         assert whole["transfer"] == 0
+
+
+@pytest.mark.parametrize("grain", ["day", "month"])
+@random_histories
+@given(events=histories())
+def test_summary(billing: Connection, grain: Literal["day", "month"], events: list[Event]) -> None:
+    first = FIRST + timedelta(days=40)
+    with billing.transaction(force_rollback=True):
+        write(billing, events)
+        total, by_plan, by_frequency = (
+            summary(billing, start=first, end=LAST, grain=grain, by=by) for by in (None, "plan", "payment_frequency")
+        )
+    history, periods = History(events), list(PERIODS[grain](first, LAST))
+    for by, rows in (("total", total), ("plan", by_plan), ("payment_frequency", by_frequency)):
+        compare_summary(rows, total, history, periods, by)
