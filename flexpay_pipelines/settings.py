@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import available_timezones
@@ -186,7 +187,7 @@ class Settings(BaseSettings):
     @classmethod
     def _known_time_zone(cls, value: str) -> str:
         # Not ZoneInfo(value): that opens a file of this name, whatever its letters' case on some machines.
-        if value not in available_timezones():
+        if value not in _time_zones():
             raise ValueError("a name of the IANA time zone database is expected, such as Europe/Berlin")
         return value
 
@@ -242,6 +243,12 @@ class Settings(BaseSettings):
         if value is None:
             raise ConfigurationError(f"{variable(name)} is not set: {Settings.model_fields[name].description}")
         return value.get_secret_value()
+
+
+@cache
+def _time_zones() -> set[str]:
+    """All that there are: hundreds of files are looked at to find them."""
+    return available_timezones()
 
 
 def variable(field: str) -> str:

@@ -81,8 +81,15 @@ changed AS (
     SET
         status = CASE WHEN due.kind = 'payment_failure' THEN 'past_due' ELSE 'paused' END,
         version = s.version + 1, change_reason = 'pause sweep: ' || due.kind,
-        -- After an outage a payment can have failed since the pause was due; history, read by its times, must end paused.
-        changed_at = CASE WHEN s.status = 'past_due' THEN greatest(due.starts_at, s.changed_at) ELSE due.starts_at END
+        -- After an outage a payment can have failed since the pause was due, or have been made; history, read by its times,
+        -- must end paused.
+        changed_at = CASE
+            WHEN s.changed_at > due.starts_at THEN greatest(due.starts_at, (
+                SELECT max(e.occurred_at) FROM billing.subscription_events AS e
+                WHERE e.subscription_id = s.subscription_id AND e.event <> 'changed'
+            ))
+            ELSE due.starts_at
+        END
     FROM due
     WHERE
         s.subscription_id = due.subscription_id

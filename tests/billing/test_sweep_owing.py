@@ -257,6 +257,33 @@ def test_a_pause_begun_after_a_later_failure_became_known_is_the_end_of_history(
     assert (now, last) == (("paused", ("paused", failed)) if length > DAY else ("past_due", ("past_due", failed)))
 
 
+@pytest.mark.parametrize("length", [HOUR, 30 * DAY])
+@pytest.mark.parametrize("begun", ["trialing", "active"])
+def test_a_pause_begun_after_a_later_payment_became_known_is_the_end_of_history(
+    billing: Connection, begun: str, length: timedelta
+) -> None:
+    """A trial that became a subscription, or a failure that was made good, after the pause was due to begin."""
+    make_company(billing, status=begun, next_payment_at=NOON)
+    starts, paid = NOON - HOUR, NOON + HOUR
+    add_pause(billing, "s1", starts, starts + length)
+    told = [(NOON, "failed")] if begun == "active" else []
+    for at, outcome in [*told, (paid, "succeeded")]:
+        payment = add_payment(billing, "s1", at, outcome)
+        apply_payment_outcomes(billing, [payment], clock=clock_at(NOON + DAY), grace_days=7)
+    # New terms are no new status.
+    billing.execute(
+        "UPDATE billing.subscriptions SET quantity = 2, version = version + 1, changed_at = %s"
+        " WHERE subscription_ref = 's1'",
+        (NOON + 2 * HOUR,),
+    )
+    sweep(billing, NOON + DAY)
+    assert [event for event in events(billing) if event[0] != "changed"][-1] == (
+        "paused" if length > DAY else "resumed",
+        paid,
+    )
+    assert history_breaks(billing) == ()
+
+
 def test_a_payment_that_may_be_under_way_is_not_asked_for_again(billing: Connection) -> None:
     due = NOON - 30 * timedelta(minutes=1)
     make_company(billing, anchor=due - 28 * DAY, next_payment_at=due)

@@ -11,6 +11,7 @@ import pytest
 
 from flexpay_pipelines.sandbox.postgres import Cluster, in_use
 from flexpay_pipelines.sandbox.services import ROLES
+from flexpay_pipelines.sandbox.stripe_server import running_stripe_server
 from tests.commands import Said, environment, run
 
 Flexpay = Callable[..., Said]
@@ -18,12 +19,12 @@ Flexpay = Callable[..., Said]
 
 @pytest.fixture
 def kept_running(tmp_path: Path) -> Iterator[None]:
-    """Embedded databases that stay up between commands, instead of being started and stopped by each."""
-    given = os.environ.get("FLEXPAY_POSTGRES_BIN")
+    """Embedded services that stay up between commands, instead of being started and stopped by each."""
+    given, state = os.environ.get("FLEXPAY_POSTGRES_BIN"), tmp_path / "state"
     with ExitStack() as stack:
         for role in ROLES:
-            folder = tmp_path / "state" / "postgres" / role
-            stack.enter_context(in_use(Cluster(folder, bin_folder=Path(given) if given else None)))
+            stack.enter_context(in_use(Cluster(state / "postgres" / role, bin_folder=Path(given) if given else None)))
+        stack.enter_context(running_stripe_server(state / "stripe"))
         yield
 
 

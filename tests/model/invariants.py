@@ -86,13 +86,15 @@ def pauses_are_in_history_at_their_own_times(world: World) -> None:
         (row["subscription_id"], row["event"], row["occurred_at"])
         for row in world.admin.execute("SELECT * FROM billing.subscription_events WHERE event IN ('paused', 'resumed')")
     )
-    # A pause that was due before a payment failed, and was begun after that was known, is dated with the failure, as
-    # is each of several.
-    failed = {
+    # A pause that was due before a payment failed or was made, and was begun after that was known, is dated with the
+    # payment, as is each of several.
+    paid = {
         (row["subscription_id"], row["occurred_at"])
-        for row in world.admin.execute("SELECT * FROM billing.subscription_events WHERE event = 'past_due'")
+        for row in world.admin.execute(
+            "SELECT * FROM billing.subscription_events WHERE event IN ('past_due', 'recovered', 'started')"
+        )
     }
-    told = Counter({key: times for key, times in told.items() if (key[0], key[2]) not in failed})
+    told = Counter({key: times for key, times in told.items() if (key[0], key[2]) not in paid})
     assert set(told.values()) <= {1}
     assert {key for key in told if key[1] == "paused"} <= {
         (row["subscription_id"], "paused", row["starts_at"]) for row in rows
