@@ -90,10 +90,13 @@ class _Walk:
             return True
         return False
 
-    def pause(self, starts: datetime, ends: datetime) -> None:
-        if self.billed(before=starts + PROMPT):
+    def pause(self, starts: datetime, ends: datetime, terms: str | None) -> bool:
+        """Whether Stripe had come to the period that begins then; `terms`: the frequency that would begin with it."""
+        if billed := self.billed(before=starts + PROMPT):
+            self.frequency = terms or self.frequency
             self.step()
         self.move(FOREVER if ends == FOREVER else self.due + (ends - starts))
+        return billed
 
     def change(self, at: datetime, to: str, what: str, told_at: datetime | None) -> None:
         # Stripe can have begun the period that we expect next; nothing but the change begins one at its own instant.
@@ -146,7 +149,10 @@ def _follow(
         if happenings and first and following["at"] <= end:
             one = happenings.popleft()
             if one["what"] == "pause":
-                walk.pause(one["at"], one["ends_at"] or FOREVER)
+                begins = happenings and (happenings[0]["what"], happenings[0]["at"]) == ("period end", walk.due)
+                terms = happenings[0]["to_frequency"] if begins else None
+                if walk.pause(one["at"], one["ends_at"] or FOREVER, terms) and terms:
+                    happenings.popleft()
             else:
                 walk.change(one["at"], one["to_frequency"], one["what"], one["told_at"])
             continue
