@@ -196,7 +196,7 @@ def test_a_copy_that_fails_at_the_server_says_so(billing: Connection) -> None:
 
 
 def test_a_copy_that_is_left_is_called_off(billing: Connection) -> None:
-    with pytest.raises(OSError, match="disk"), billing.transaction(), copied(billing, ROWS, {"rows": 10**8}) as blocks:
+    with pytest.raises(OSError, match="disk"), billing.transaction(), copied(billing, ROWS, {"rows": 10**6}) as blocks:
         next(blocks)
         raise OSError("no room on the disk")
     assert billing.execute("SELECT 1 AS one").fetchone() == {"one": 1}
