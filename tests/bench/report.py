@@ -1,7 +1,8 @@
 """The daily report of a company with 100,000 subscriptions, once its figures stand: against the promise of 3 seconds.
 
-Measured is processor time, of this process and of the server's backend together, so that a busy machine does not count:
-the page, and every dataset as CSV and Parquet. `BENCH_SUBSCRIPTIONS` (a number) measures another size.
+The page: the seconds until it can be opened. With every dataset as CSV and Parquet, which are written after it:
+processor time of this process and of the server's backend together, so that a busy machine does not count.
+`BENCH_SUBSCRIPTIONS` (a number) measures another size.
 """
 
 from __future__ import annotations
@@ -61,12 +62,13 @@ def _processor_seconds(connection: Connection) -> float:
     return time.process_time() + (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _report(connection: Connection, folder: Path) -> float:
+def _report(connection: Connection, folder: Path) -> tuple[float, float]:
+    """Seconds until the page stands, and of processor time for everything."""
     # Workers of a parallel plan would count for nobody.
     connection.execute("SET max_parallel_workers_per_gather = 0")
-    started = _processor_seconds(connection)
-    daily_report(connection, day=LAST, folder=folder, clock=CLOCK, reporting_currency="EUR")
-    return _processor_seconds(connection) - started
+    began, started = time.time(), _processor_seconds(connection)
+    files = daily_report(connection, day=LAST, folder=folder, clock=CLOCK, reporting_currency="EUR")
+    return files.html.stat().st_mtime - began, _processor_seconds(connection) - started
 
 
 def measure() -> list[Ratio]:
@@ -83,9 +85,10 @@ def measure() -> list[Ratio]:
             refresh_balances(connection, start=first, end=LAST, clock=CLOCK)
             refresh_churn_risk(connection, day=LAST, clock=CLOCK)
         with opened(cluster.url(), purpose="bench") as connection:
-            taken = [_report(connection, Path(folder)) for _ in range(ROUNDS)]
+            pages, taken = zip(*(_report(connection, Path(folder)) for _ in range(ROUNDS)), strict=True)
     of = f"{SUBSCRIPTIONS:,} subscriptions"
     return [
-        Ratio(f"report: page and datasets, imports included, {of}", taken[0], "the promise", PROMISE_SECONDS, 1),
+        Ratio(f"report: the page, imports included, {of}", pages[0], "the promise", PROMISE_SECONDS, 1),
+        Ratio(f"report: the page, {of}", statistics.median(pages[1:]), "the promise", PROMISE_SECONDS, 1),
         Ratio(f"report: page and datasets, {of}", statistics.median(taken[1:]), "the promise", PROMISE_SECONDS, 1),
     ]
