@@ -50,7 +50,7 @@ def told_late(world: World) -> set[str]:
     """Subscriptions of which Stripe was told something hours after it was true: it may have billed on its own dates."""
     rows = world.admin.execute(
         "SELECT subscription_ref FROM billing.subscriptions JOIN billing.stripe_commands AS c USING (subscription_id)"
-        " WHERE coalesce(c.delivered_at, 'infinity') - c.created_at > %(most)s"
+        " WHERE coalesce(c.delivered_at, 'infinity') > c.created_at + %(most)s"
         " UNION SELECT subscription_ref FROM billing.subscriptions JOIN billing.subscription_events AS e"
         " USING (subscription_id) WHERE e.event <> 'started' AND e.recorded_at - e.occurred_at > %(most)s",
         {"most": PROMPT},
