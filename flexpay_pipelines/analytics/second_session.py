@@ -20,8 +20,8 @@ from flexpay_pipelines.sql import queries
 WORTHWHILE = 50_000
 """Subscriptions from which on a second session saves more than it costs."""
 
-# Ours are fewer: our session stores what both compute.
-_OURS, _THEIRS = "customer_id % 3 = 0", "customer_id % 3 <> 0"
+# Ours stores what both compute, but theirs has to be sent: with a third for us it was 5 % slower.
+_OURS, _THEIRS = "customer_id % 2 = 0", "customer_id % 2 <> 0"
 
 
 @dataclass(slots=True)
