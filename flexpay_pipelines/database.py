@@ -1,6 +1,7 @@
 """Connections to PostgreSQL: how they are opened, and what a user is told when that fails.
 
-What belongs here: opening, locking, naming a database. What does not: SQL of any domain, the embedded server.
+What belongs here: opening, locking, naming a database, reading a COPY. What does not: SQL of any domain, the embedded
+server.
 """
 
 from __future__ import annotations

@@ -98,7 +98,11 @@ def lie(told: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("name", "told", "phrase"),
     [
-        ("schema_fingerprint", "0" * 64, "the definitions of tables, constraints, indexes, triggers, functions or"),
+        (
+            "schema_fingerprint",
+            "0" * 64,
+            "the definitions of tables, constraints, indexes, triggers, functions or views differ",
+        ),
         ("schemas", ["phantom"], "the schemas are"),
     ],
 )
@@ -110,7 +114,7 @@ def test_a_restore_that_differs_from_the_manifest_is_found(site: Site, name: str
     assert not proof.ok
     wrong = (
         "table billing.payments has 2000 rows instead of 1999",
-        "table billing.subscriptions has other contents in its ",
+        "table billing.subscriptions has other contents in its 200 rows",
         "table billing.customers should not be there",
         "table billing.phantom is missing",
         phrase,

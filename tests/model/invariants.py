@@ -88,13 +88,15 @@ def pauses_are_in_history_at_their_own_times(world: World) -> None:
     )
     # A pause that was due before a payment failed or was made, and was begun after that was known, is dated with the
     # payment, as is each of several.
-    paid = {
+    payments = {
         (row["subscription_id"], row["occurred_at"])
         for row in world.admin.execute(
-            "SELECT * FROM billing.subscription_events WHERE event IN ('past_due', 'recovered', 'started')"
+            "SELECT * FROM billing.subscription_events AS e WHERE event = 'past_due'"
+            " OR event IN ('recovered', 'started') AND EXISTS (SELECT 1 FROM billing.subscription_pauses AS p WHERE p.subscription_id = e.subscription_id"
+            " AND p.starts_at < e.occurred_at)"
         )
     }
-    told = Counter({key: times for key, times in told.items() if (key[0], key[2]) not in paid})
+    told = Counter({key: times for key, times in told.items() if (key[0], key[2]) not in payments})
     assert set(told.values()) <= {1}
     assert {key for key in told if key[1] == "paused"} <= {
         (row["subscription_id"], "paused", row["starts_at"]) for row in rows
