@@ -92,8 +92,8 @@ def pauses_are_in_history_at_their_own_times(world: World) -> None:
         (row["subscription_id"], row["occurred_at"])
         for row in world.admin.execute(
             "SELECT * FROM billing.subscription_events AS e WHERE event = 'past_due'"
-            " OR event IN ('recovered', 'started') AND EXISTS (SELECT 1 FROM billing.subscription_pauses AS p WHERE p.subscription_id = e.subscription_id"
-            " AND p.starts_at < e.occurred_at)"
+            " OR event IN ('recovered', 'started') AND EXISTS (SELECT 1 FROM billing.subscription_pauses AS p"
+            " WHERE p.subscription_id = e.subscription_id AND p.starts_at < e.occurred_at)"
         )
     }
     told = Counter({key: times for key, times in told.items() if (key[0], key[2]) not in payments})
