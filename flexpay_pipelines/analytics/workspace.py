@@ -41,7 +41,7 @@ _TABLES = {
     "metric_changes": "subscription_id bigint, customer_id bigint, currency text, country text, alone boolean, "
     "period date, kind_before analytics.standing, kind_after analytics.standing, run_before bigint, run_after bigint, "
     "paused_before bigint, paused_after bigint, plan_before text, plan_after text, frequency_before text, "
-    "frequency_after text, ever_before boolean",
+    "frequency_after text, ever_before boolean, class text",
     "metric_several": "customer_id bigint, currency text, country text, period date, "
     "run_before bigint, run_after bigint, with_before boolean, with_after boolean, ever_before boolean, "
     "splits boolean, paused bigint, resumed bigint, rest bigint, movement text, subscriptions integer, "

@@ -41,7 +41,7 @@ HAVING min(subscription_id) <> max(subscription_id);
 -- description: For the chosen customers, each period at whose end a subscription stands otherwise than at the end before.
 INSERT INTO metric_changes (
     subscription_id, customer_id, currency, country, alone, period, kind_before, kind_after, run_before, run_after, paused_before,
-    paused_after, plan_before, plan_after, frequency_before, frequency_after, ever_before
+    paused_after, plan_before, plan_after, frequency_before, frequency_after, ever_before, class
 )
 WITH lives AS NOT MATERIALIZED (
     SELECT
@@ -108,10 +108,12 @@ steps AS (
         lag(e.annualised_minor) OVER w AS annualised_before,
         lag(e.plan) OVER w AS plan_before,
         lag(e.payment_frequency) OVER w AS frequency_before,
-        max(CASE WHEN e.kind = 'counted' THEN e.annualised_minor END) OVER w AS most_before
+        coalesce(bool_or(e.kind = 'counted' AND e.annualised_minor > 0) OVER w, FALSE) AS ever_before
     FROM ends AS e
     WINDOW w AS (PARTITION BY e.subscription_id ORDER BY e.at ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
 )
+
+-- What the change is if it is its customer's only one. With us, counted or paused, is who would pay more than nothing.
 
 SELECT
     s.subscription_id,
@@ -130,7 +132,20 @@ SELECT
     s.plan,
     s.frequency_before,
     s.payment_frequency,
-    s.most_before > 0 IS TRUE AS ever_before
+    s.ever_before,
+    CASE
+        WHEN s.kind = 'counted' AND s.annualised_minor > 0 THEN
+            CASE
+                WHEN NOT s.ever_before THEN 'new'
+                WHEN s.kind_before = 'out' OR s.annualised_before = 0 THEN 'reactivation'
+                WHEN s.kind_before = 'paused' THEN 'resumed'
+                WHEN s.annualised_minor > s.annualised_before THEN 'expansion'
+                WHEN s.annualised_minor < s.annualised_before THEN 'contraction'
+            END
+        WHEN NOT s.ever_before OR s.kind_before = 'out' OR s.annualised_before = 0 THEN NULL
+        WHEN s.kind_before = 'counted' AND s.kind = 'paused' THEN 'paused'
+        WHEN s.kind = 'out' OR s.annualised_minor = 0 THEN 'churn'
+    END AS class
 FROM steps AS s
 LEFT JOIN metric_plural AS p ON s.customer_id = p.customer_id
 WHERE s.kind <> s.kind_before
@@ -143,47 +158,26 @@ WHERE s.kind <> s.kind_before
     );
 
 -- name: create_alone()!
--- description: The view metric_alone: changes of customers with one subscription, classed; nothing needs adding up for them.
+-- description: The view metric_alone: changes of customers with one subscription; nothing needs adding up for them.
+-- Of the rest, paused and resumed only one is not 0: class says which, movement what becomes of the customer: a pause may take
+-- the price to nothing, too, and the customer has left then.
 CREATE TEMP VIEW metric_alone AS
-WITH standing AS (
-    SELECT
-        c.*,
-        c.run_before > 0 OR c.paused_before > 0 AS with_before,
-        c.run_after > 0 OR c.paused_after > 0 AS with_after,
-        c.ever_before AND (c.run_before > 0 OR c.paused_before > 0) AS splits
-    FROM metric_changes AS c
-    WHERE c.alone
-),
-
-split AS (
-    SELECT
-        s.*,
-        CASE WHEN s.splits AND s.kind_before = 'counted' AND s.kind_after = 'paused' THEN -s.run_before ELSE 0 END AS paused,
-        CASE WHEN s.splits AND s.kind_before = 'paused' AND s.kind_after = 'counted' THEN s.run_after ELSE 0 END AS resumed
-    FROM standing AS s
-),
-
-classed AS (
-    SELECT
-        s.*,
-        s.run_after - s.run_before - s.paused - s.resumed AS rest,
-        CASE
-            WHEN NOT s.ever_before THEN CASE WHEN s.run_after > 0 THEN 'new' END
-            WHEN NOT s.with_before THEN CASE WHEN s.run_after > 0 THEN 'reactivation' END
-            WHEN NOT s.with_after THEN 'churn'
-            WHEN s.run_after - s.run_before > s.paused + s.resumed THEN 'expansion'
-            WHEN s.run_after - s.run_before < s.paused + s.resumed THEN 'contraction'
-        END AS movement
-    FROM split AS s
-)
-
--- Of the rest, paused and resumed only one is not 0: class says which, movement what becomes of the customer.
 SELECT
     c.*,
-    CASE WHEN c.paused <> 0 THEN 'paused' WHEN c.resumed <> 0 THEN 'resumed' ELSE c.movement END AS class,
+    c.run_before > 0 OR c.paused_before > 0 AS with_before,
+    c.run_after > 0 OR c.paused_after > 0 AS with_after,
+    c.ever_before AND (c.run_before > 0 OR c.paused_before > 0) AS splits,
+    CASE WHEN c.class = 'paused' THEN -c.run_before ELSE 0 END AS paused,
+    CASE WHEN c.class = 'resumed' THEN c.run_after ELSE 0 END AS resumed,
+    CASE WHEN c.class IN ('paused', 'resumed') THEN 0 ELSE c.run_after - c.run_before END AS rest,
+    CASE
+        WHEN c.class = 'paused' THEN CASE WHEN c.paused_after = 0 THEN 'churn' END
+        WHEN c.class <> 'resumed' THEN c.class
+    END AS movement,
     c.kind_before <> 'out' AND c.kind_after <> 'out'
     AND (c.plan_before <> c.plan_after OR c.frequency_before <> c.frequency_after) AS moves
-FROM classed AS c;
+FROM metric_changes AS c
+WHERE c.alone;
 
 -- name: create_classed()!
 -- description: The view metric_classed: the classed changes as a row for each movement, also churn of 0.
@@ -195,9 +189,8 @@ SELECT
     a.class AS movement,
     a.run_after - a.run_before AS amount
 FROM metric_alone AS a
-WHERE a.class IS NOT NULL AND (a.run_after <> a.run_before OR a.class = 'churn')
+WHERE a.class IS NOT NULL
 UNION ALL
--- A pause may take a subscription's price to nothing: its customer has left then, too.
 SELECT
     a.period,
     a.customer_id,
@@ -205,7 +198,7 @@ SELECT
     a.movement,
     0 AS amount
 FROM metric_alone AS a
-WHERE a.kind_before = 'counted' AND a.kind_after = 'paused' AND a.class = 'paused' AND a.movement = 'churn'
+WHERE a.class = 'paused' AND a.movement = 'churn'
 UNION ALL
 SELECT
     s.period,
