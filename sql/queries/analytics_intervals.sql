@@ -116,10 +116,8 @@ FROM metric_subscriptions;
 -- name: whole_ledger()^
 -- description: The same when all of them are.
 SELECT
-    count(*) AS subscriptions,
-    (SELECT min(e.occurred_at) FROM billing.subscription_events AS e) AS since
-FROM billing.subscriptions AS s
-WHERE EXISTS (SELECT 1 FROM billing.subscription_events AS e WHERE e.subscription_id = s.subscription_id);
+    (SELECT count(*) FROM billing.subscriptions) AS subscriptions,
+    (SELECT min(occurred_at) FROM billing.subscription_events) AS since;
 
 -- name: first_instant()$
 -- description: When the first interval begins.

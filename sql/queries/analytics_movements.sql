@@ -31,11 +31,13 @@ SELECT * FROM metric_intervals;
 
 -- name: insert_plural()!
 -- description: The chosen customers with several subscriptions; those of the others are the customer's changes.
+-- Every subscription has one interval that has not ended.
 INSERT INTO metric_plural (customer_id)
 SELECT customer_id
 FROM metric_chosen
+WHERE valid_to IS NULL
 GROUP BY customer_id
-HAVING min(subscription_id) <> max(subscription_id);
+HAVING count(*) > 1;
 
 -- name: insert_changes(grain, included, paused_churn_days, until)!
 -- description: For the chosen customers, each period at whose end a subscription stands otherwise than at the end before.
@@ -272,8 +274,8 @@ INSERT INTO metric_several (
 WITH net AS (
     SELECT
         c.customer_id,
-        c.currency,
-        c.country,
+        min(c.currency) AS currency,
+        min(c.country) AS country,
         c.period,
         cast(sum(c.run_after - c.run_before) AS bigint) AS run_change,
         cast(sum(c.paused_after - c.paused_before) AS bigint) AS paused_change,
@@ -288,7 +290,7 @@ WITH net AS (
         min(c.frequency_after) AS payment_frequency
     FROM metric_changes AS c
     WHERE NOT c.alone
-    GROUP BY c.customer_id, c.currency, c.country, c.period
+    GROUP BY c.customer_id, c.period
 ),
 
 levels AS (

@@ -259,35 +259,25 @@ GROUP BY c.period, k.kind, k.segment, c.currency;
 
 -- name: insert_present_customers(kinds)!
 -- description: By plan and payment frequency, how many customers with several subscriptions come and go in each segment.
+-- A customer is in a segment while a subscription is; what neither brings one there nor takes it away is left out.
 INSERT INTO metric_segment_changes (
     period, kind, segment, currency, run_change, new, reactivation, expansion, contraction, churn, paused, resumed, transfer,
     customers, paying_customers, subscriptions, paused_subscriptions
 )
-WITH sides AS (
+WITH present AS (
     SELECT
         c.customer_id,
         c.period,
         c.currency,
-        s.plan,
-        s.payment_frequency,
-        s.run,
-        s.paused_run
+        c.plan_before,
+        c.plan_after,
+        c.frequency_before,
+        c.frequency_after,
+        cast(c.run_before > 0 OR c.paused_before > 0 AS integer) AS with_before,
+        cast(c.run_after > 0 OR c.paused_after > 0 AS integer) AS with_after,
+        cast(c.run_before > 0 AS integer) AS paying_before,
+        cast(c.run_after > 0 AS integer) AS paying_after
     FROM metric_changes AS c
-    CROSS JOIN LATERAL (
-        SELECT
-            c.plan_before AS plan,
-            c.frequency_before AS payment_frequency,
-            -c.run_before AS run,
-            -c.paused_before AS paused_run
-        WHERE c.kind_before <> 'out'
-        UNION ALL
-        SELECT
-            c.plan_after AS plan,
-            c.frequency_after AS payment_frequency,
-            c.run_after AS run,
-            c.paused_after AS paused_run
-        WHERE c.kind_after <> 'out'
-    ) AS s
     WHERE NOT c.alone
         AND c.customer_id IN (
             SELECT m.customer_id
@@ -296,29 +286,64 @@ WITH sides AS (
         )
 ),
 
-added AS (
+sides AS (
     SELECT
-        customer_id,
-        period,
-        currency,
-        CASE WHEN grouping(plan) = 0 THEN 'plan' ELSE 'payment_frequency' END AS kind,
-        CASE WHEN grouping(plan) = 0 THEN plan ELSE payment_frequency END AS segment,
-        cast(sum(run) AS bigint) AS run,
-        cast(sum(paused_run) AS bigint) AS paused_run
-    FROM sides
-    GROUP BY GROUPING SETS ((customer_id, plan, period, currency), (customer_id, payment_frequency, period, currency))
+        p.customer_id,
+        p.period,
+        p.currency,
+        s.kind,
+        s.segment,
+        s.present,
+        s.paying
+    FROM present AS p
+    CROSS JOIN LATERAL (
+        SELECT
+'plan' AS kind,
+p.plan_before AS segment,
+-p.with_before AS present,
+-p.paying_before AS paying
+        WHERE p.plan_before IS DISTINCT FROM p.plan_after
+        UNION ALL
+        SELECT
+'plan' AS kind,
+p.plan_after AS segment,
+p.with_after - CASE WHEN p.plan_before = p.plan_after THEN p.with_before ELSE 0 END AS present,
+p.paying_after - CASE WHEN p.plan_before = p.plan_after THEN p.paying_before ELSE 0 END AS paying
+        UNION ALL
+        SELECT
+'payment_frequency' AS kind,
+p.frequency_before AS segment,
+-p.with_before AS present,
+-p.paying_before AS paying
+        WHERE p.frequency_before IS DISTINCT FROM p.frequency_after
+        UNION ALL
+        SELECT
+'payment_frequency' AS kind,
+p.frequency_after AS segment,
+p.with_after - CASE WHEN p.frequency_before = p.frequency_after THEN p.with_before ELSE 0 END AS present,
+p.paying_after - CASE WHEN p.frequency_before = p.frequency_after THEN p.paying_before ELSE 0 END AS paying
+    ) AS s
+    WHERE (s.present <> 0 OR s.paying <> 0) AND s.kind = any(cast(:kinds AS text []))
 ),
 
 net AS (
-    SELECT * FROM added
-    WHERE kind = any(cast(:kinds AS text [])) AND (run <> 0 OR paused_run <> 0)
+    SELECT
+        s.customer_id,
+        s.kind,
+        s.segment,
+        s.period,
+        min(s.currency) AS currency,
+        cast(sum(s.present) AS integer) AS present,
+        cast(sum(s.paying) AS integer) AS paying
+    FROM sides AS s
+    GROUP BY s.customer_id, s.kind, s.segment, s.period
 ),
 
 levels AS (
     SELECT
         n.*,
-        cast(sum(n.run) OVER w AS bigint) AS run_after,
-        cast(sum(n.paused_run) OVER w AS bigint) AS paused_after
+        sum(n.present) OVER w AS present_after,
+        sum(n.paying) OVER w AS paying_after
     FROM net AS n
     WINDOW w AS (
         PARTITION BY n.customer_id, n.kind, n.segment ORDER BY n.period ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
@@ -331,9 +356,8 @@ counts AS (
         l.kind,
         l.segment,
         l.currency,
-        cast(l.run_after > 0 OR l.paused_after > 0 AS integer)
-        - cast(l.run_after - l.run > 0 OR l.paused_after - l.paused_run > 0 AS integer) AS customers,
-        cast(l.run_after > 0 AS integer) - cast(l.run_after - l.run > 0 AS integer) AS paying_customers
+        cast(l.present_after > 0 AS integer) - cast(l.present_after > l.present AS integer) AS customers,
+        cast(l.paying_after > 0 AS integer) - cast(l.paying_after > l.paying AS integer) AS paying_customers
     FROM levels AS l
 )
 
