@@ -152,6 +152,25 @@ WITH placed AS (
     WHERE c.moves
 ),
 
+-- Added up once by all three, there is less to add up by each.
+cells AS (
+    SELECT
+        p.period,
+        p.currency,
+        p.class,
+        p.plan,
+        p.payment_frequency,
+        p.country,
+        cast(sum(p.amount) AS bigint) AS amount,
+        cast(sum(p.transfer) AS bigint) AS transfer,
+        cast(sum(p.customers) AS integer) AS customers,
+        cast(sum(p.paying_customers) AS integer) AS paying_customers,
+        cast(sum(p.subscriptions) AS integer) AS subscriptions,
+        cast(sum(p.paused_subscriptions) AS integer) AS paused_subscriptions
+    FROM placed AS p
+    GROUP BY p.period, p.currency, p.class, p.plan, p.payment_frequency, p.country
+),
+
 added AS (
     SELECT
         p.period,
@@ -167,7 +186,7 @@ added AS (
         sum(p.paying_customers) AS paying_customers,
         sum(p.subscriptions) AS subscriptions,
         sum(p.paused_subscriptions) AS paused_subscriptions
-    FROM placed AS p
+    FROM cells AS p
     GROUP BY GROUPING SETS (
         (p.period, p.currency, p.class, p.plan),
         (p.period, p.currency, p.class, p.payment_frequency),
