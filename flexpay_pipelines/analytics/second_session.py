@@ -20,7 +20,8 @@ from flexpay_pipelines.sql import queries
 WORTHWHILE = 50_000
 """Subscriptions from which on a second session saves more than it costs."""
 
-# Ours stores what both compute and builds the indexes, but theirs has to be sent: measured, 9 to 11 is the fastest.
+# Ours also stores what both compute and builds the indexes, but theirs has to be sent. Of a million subscriptions, half
+# took ours 64 s of processor time against 51, 9 of 20 customers 60 against 53; with a third it was slower again.
 _OURS, _THEIRS = "customer_id % 20 < 9", "customer_id % 20 >= 9"
 
 

@@ -322,9 +322,7 @@ def _create(connection: Connection) -> None:
     connection.execute(
         "SELECT set_config('work_mem', '256MB', true), set_config('maintenance_work_mem', '256MB', true),"
         # What is joined sideways is two or three rows made of the row at hand: cheaper made anew than looked up.
-        " set_config('enable_memoize', 'off', true),"
-        # The statistics are of temporary tables, and only to tell thousands of rows from millions.
-        " set_config('default_statistics_target', '20', true)"
+        " set_config('enable_memoize', 'off', true)"
     )
     tables = [
         sql.SQL("CREATE TEMP TABLE {} ({}) ON COMMIT DROP").format(sql.Identifier(name), sql.SQL(columns))

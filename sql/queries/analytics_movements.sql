@@ -115,8 +115,6 @@ steps AS (
     WINDOW w AS (PARTITION BY e.subscription_id ORDER BY e.at ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
 )
 
--- What the change is if it is its customer's only one. With us, counted or paused, is who would pay more than nothing.
-
 SELECT
     s.subscription_id,
     s.customer_id,
@@ -135,6 +133,7 @@ SELECT
     s.frequency_before,
     s.payment_frequency,
     s.ever_before,
+    -- What the change is if it is its customer's only one. With us, counted or paused, is who would pay more than nothing.
     CASE
         WHEN s.kind = 'counted' AND s.annualised_minor > 0 THEN
             CASE
