@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from flexpay_pipelines.database import Connection
 from flexpay_pipelines.sql import queries
 
+# How many rows and values there are is all that plans of temporary relations depend on.
+COARSE_STATISTICS = "SET LOCAL default_statistics_target = 10"
+
 
 @contextmanager
 def first_rows_of(connection: Connection, table: str) -> Iterator[bool]:
@@ -40,4 +43,7 @@ def first_rows_of(connection: Connection, table: str) -> Iterator[bool]:
             connection.execute(sql.SQL("ALTER TABLE {} ADD CONSTRAINT {} {}").format(name, constraint, definition))
         else:
             connection.execute(definition)
+    # Whoever reads the table later plans with these.
+    connection.execute("SET LOCAL default_statistics_target TO DEFAULT")
     connection.execute(sql.SQL("ANALYZE {}").format(name))
+    connection.execute(COARSE_STATISTICS)

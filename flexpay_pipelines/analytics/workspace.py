@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 
+from flexpay_pipelines.analytics.bulk import COARSE_STATISTICS
 from flexpay_pipelines.analytics.days import midnight
 from flexpay_pipelines.analytics.knowledge import restore_countries, use_rates
 from flexpay_pipelines.analytics.policy import Grain, MetricPolicy, Span, previous_month
@@ -199,14 +200,15 @@ class Workspace:
         )
         self._statistics("metric_periods")
         segments = queries("analytics_segments")
+        within = {"first": periods.first, "last": periods.last}
         if "customer" in kinds:
-            segments.insert_customer_changes(self.connection)
-        segments.insert_placed_changes(self.connection, kinds=list(kinds))
-        segments.insert_whole_changes(self.connection, kinds=list(kinds))
+            segments.insert_customer_changes(self.connection, **within)
+        segments.insert_placed_changes(self.connection, kinds=list(kinds), **within)
+        segments.insert_whole_changes(self.connection, kinds=list(kinds), **within)
         if {"plan", "payment_frequency"} & set(kinds):
-            segments.insert_lone_changes(self.connection, kinds=list(kinds))
-            segments.insert_present_customers(self.connection, kinds=list(kinds))
-            segments.insert_allotted_changes(self.connection, kinds=list(kinds))
+            segments.insert_lone_changes(self.connection, kinds=list(kinds), **within)
+            segments.insert_present_customers(self.connection, kinds=list(kinds), **within)
+            segments.insert_allotted_changes(self.connection, kinds=list(kinds), **within)
         if stored_baseline is None:
             at = midnight(self.connection, periods.since)
             named.insert_baseline(self.connection, kinds=list(kinds), at=at, **self.pauses)
@@ -324,6 +326,7 @@ def _create(connection: Connection) -> None:
         # What is joined sideways is two or three rows made of the row at hand: cheaper made anew than looked up.
         " set_config('enable_memoize', 'off', true)"
     )
+    connection.execute(COARSE_STATISTICS)
     tables = [
         sql.SQL("CREATE TEMP TABLE {} ({}) ON COMMIT DROP").format(sql.Identifier(name), sql.SQL(columns))
         for name, columns in _TABLES.items()

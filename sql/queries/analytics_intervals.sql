@@ -120,8 +120,8 @@ SELECT
     (SELECT min(occurred_at) FROM billing.subscription_events) AS since;
 
 -- name: first_instant()$
--- description: When the first interval begins.
-SELECT min(valid_from) AS since FROM metric_intervals;
+-- description: When the first event occurred; no interval begins before it.
+SELECT min(occurred_at) AS since FROM billing.subscription_events;
 
 -- name: insert_repeated()!
 -- description: The events that repeat an earlier one exactly, where something else happened at the same instant in between.
@@ -149,8 +149,8 @@ WHERE EXISTS (
 
 -- name: create_replay#
 -- description: The view metric_replayed: the events of metric_ledger as intervals, by one sort and one pass in its order.
--- A state is a letter, an event what it makes of each: unstarted, trial, active, due, newly paused, paused, suspended,
--- canceled. Newly paused is so until the next event.
+-- A state is a letter, an event what it makes of each: unstarted, trial, active, due, paused, suspended, canceled. A pause lasts
+-- since the first request after whatever neither pauses nor changes: all else ends it.
 CREATE TEMP TABLE metric_repeated (event_id bigint PRIMARY KEY) ON COMMIT DROP;
 CREATE TEMP VIEW metric_events AS
 SELECT * FROM metric_ledger WHERE event_id NOT IN (SELECT event_id FROM metric_repeated);
@@ -168,45 +168,36 @@ WITH stated AS (
         e.quantity,
         analytics.follow(
             CASE e.event
-                WHEN 'changed' THEN 'n'
-                WHEN 'started' THEN 'utdnpsc'
-                WHEN 'canceled' THEN 'utadnps'
-                WHEN 'paused' THEN 'adn'
-                WHEN 'resumed' THEN 'dnp'
-                WHEN 'past_due' THEN 'anp'
-                WHEN 'recovered' THEN 'dnps'
-                WHEN 'suspended' THEN 'adnp'
-                WHEN 'trial_started' THEN 'uadnpsc'
+                WHEN 'started' THEN 'utdpsc'
+                WHEN 'canceled' THEN 'utadps'
+                WHEN 'paused' THEN 'ad'
+                WHEN 'resumed' THEN 'dp'
+                WHEN 'past_due' THEN 'ap'
+                WHEN 'recovered' THEN 'dps'
+                WHEN 'suspended' THEN 'adp'
+                WHEN 'trial_started' THEN 'uadpsc'
             END,
             CASE e.event
-                WHEN 'changed' THEN 'p'
-                WHEN 'started' THEN 'aaaaaaa'
-                WHEN 'canceled' THEN 'ccccccc'
-                WHEN 'paused' THEN 'nnp'
-                WHEN 'resumed' THEN 'aaa'
-                WHEN 'past_due' THEN 'ddd'
-                WHEN 'recovered' THEN 'aaaa'
-                WHEN 'suspended' THEN 'ssss'
-                WHEN 'trial_started' THEN 'ttttttt'
+                WHEN 'started' THEN 'aaaaaa'
+                WHEN 'canceled' THEN 'cccccc'
+                WHEN 'paused' THEN 'pp'
+                WHEN 'resumed' THEN 'aa'
+                WHEN 'past_due' THEN 'dd'
+                WHEN 'recovered' THEN 'aaa'
+                WHEN 'suspended' THEN 'sss'
+                WHEN 'trial_started' THEN 'tttttt'
             END
         ) OVER w AS state,
+        analytics.first_since(
+            CASE e.event WHEN 'changed' THEN NULL WHEN 'paused' THEN 26 ELSE 0 END,
+            CASE WHEN e.event = 'paused' THEN to_char(e.occurred_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') ELSE '' END
+        ) OVER w AS requested_at,
         lead(e.occurred_at) OVER w AS next_at
     FROM metric_events AS e
     WINDOW w AS (
         PARTITION BY e.subscription_id ORDER BY e.occurred_at, e.recorded_at, e.event_id
         ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
     )
-),
-
--- Whatever neither pauses nor changes ends a pause; what comes of a pause is newly paused only at its first request.
-begun AS (
-    SELECT
-        s.*,
-        max(CASE WHEN s.state = 'n' THEN s.occurred_at END) OVER (
-            PARTITION BY s.subscription_id ORDER BY s.occurred_at, s.recorded_at, s.event_id
-            ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW
-        ) AS paused_since
-    FROM stated AS s
 )
 
 SELECT
@@ -215,10 +206,10 @@ SELECT
     s.next_at AS valid_to,
     s.customer_id,
     CASE s.state
-        WHEN 'a' THEN 'active' WHEN 'n' THEN 'paused' WHEN 'p' THEN 'paused' WHEN 'c' THEN 'canceled' WHEN 'd' THEN 'past_due'
+        WHEN 'a' THEN 'active' WHEN 'p' THEN 'paused' WHEN 'c' THEN 'canceled' WHEN 'd' THEN 'past_due'
         WHEN 's' THEN 'suspended' WHEN 't' THEN 'trialing' WHEN 'u' THEN 'unstarted'
     END AS status,
-    CASE WHEN s.state IN ('n', 'p') THEN s.paused_since END AS paused_since,
+    CASE WHEN s.state = 'p' THEN cast(s.requested_at AS timestamp) AT TIME ZONE 'UTC' END AS paused_since,
     s.amount_minor * s.quantity
     * CASE s.payment_frequency
         WHEN 'MONTHLY' THEN 12 WHEN 'WEEKLY' THEN 52 WHEN 'BIWEEKLY' THEN 26 WHEN 'QUARTERLY' THEN 4 WHEN 'YEARLY' THEN 1
@@ -228,7 +219,7 @@ SELECT
     c.currency,
     c.country,
     s.event_id
-FROM begun AS s
+FROM stated AS s
 INNER JOIN billing.customers AS c ON s.customer_id = c.customer_id
 -- What lasted no time is no interval.
 WHERE s.next_at IS NULL OR s.next_at > s.occurred_at;
@@ -240,11 +231,10 @@ SELECT
     set_config('enable_nestloop', :wanted, TRUE);
 
 -- name: prefer_lookups()$
--- description: What is touched is a small part of tables whose pages are mostly in memory, and needs no fine statistics.
+-- description: What is touched is a small part of tables whose pages are mostly in memory.
 SELECT
     set_config('seq_page_cost', '0.1', TRUE),
-    set_config('random_page_cost', '0.1', TRUE),
-    set_config('default_statistics_target', '10', TRUE);
+    set_config('random_page_cost', '0.1', TRUE);
 
 -- name: insert_intervals()!
 -- description: Writes metric_replayed into metric_intervals.

@@ -1,15 +1,16 @@
 -- name: choose_customers(since, until, paused_churn_days)!
 -- description: Customers with a boundary in [since, until): an interval that begins there, or a pause that ages out.
+-- Events open intervals and pauses: those that open none choose somebody of whom nothing changes.
 INSERT INTO metric_customers (customer_id)
-SELECT i.customer_id
-FROM metric_intervals AS i
-WHERE i.valid_from >= :since AND i.valid_from < :until
+SELECT e.customer_id
+FROM billing.subscription_events AS e
+WHERE e.occurred_at >= :since AND e.occurred_at < :until
 UNION
-SELECT i.customer_id
-FROM metric_intervals AS i
-WHERE i.status = 'paused'
-    AND i.paused_since >= :since - make_interval(hours => 24 * cast(:paused_churn_days AS integer))
-    AND i.paused_since < :until - make_interval(hours => 24 * cast(:paused_churn_days AS integer))
+SELECT e.customer_id
+FROM billing.subscription_events AS e
+WHERE e.event = 'paused'
+    AND e.occurred_at >= :since - make_interval(hours => 24 * cast(:paused_churn_days AS integer))
+    AND e.occurred_at < :until - make_interval(hours => 24 * cast(:paused_churn_days AS integer))
 ON CONFLICT (customer_id) DO NOTHING;
 
 -- name: see_chosen_customers#
@@ -91,13 +92,15 @@ moments AS (
         AND (i.valid_to IS NULL OR i.valid_to > i.ages_out_at)
 ),
 
--- What does not last to the end of its period is not seen; days begin at midnight in the connection's time zone.
+-- What does not last to the end of its period is not seen; days begin at midnight in the connection's time zone. What lasts
+-- longer than any period is seen for sure: to name the day of an instant costs much more than to subtract.
 ends AS (
     SELECT
         m.*,
         cast(CASE WHEN :grain = 'day' THEN m.at ELSE date_trunc('month', m.at) END AS date) AS period
     FROM moments AS m
     WHERE m.next_at IS NULL
+        OR m.next_at - m.at > make_interval(days => CASE WHEN :grain = 'day' THEN 2 ELSE 32 END)
         OR CASE WHEN :grain = 'day' THEN cast(m.next_at AS date) > cast(m.at AS date)
             ELSE date_trunc('month', m.next_at) > date_trunc('month', m.at)
         END
@@ -120,7 +123,7 @@ SELECT
     s.customer_id,
     s.currency,
     s.country,
-    p.customer_id IS NULL AS alone,
+    s.customer_id NOT IN (SELECT p.customer_id FROM metric_plural AS p) AS alone,
     s.period,
     s.kind_before,
     s.kind,
@@ -148,7 +151,6 @@ SELECT
         WHEN s.kind = 'out' OR s.annualised_minor = 0 THEN 'churn'
     END AS class
 FROM steps AS s
-LEFT JOIN metric_plural AS p ON s.customer_id = p.customer_id
 WHERE s.kind <> s.kind_before
     OR (
         s.kind <> 'out'

@@ -1,4 +1,4 @@
--- name: insert_customer_changes()!
+-- name: insert_customer_changes(first, last)!
 -- description: The changes of each period by customer.
 INSERT INTO metric_segment_changes (
     period, kind, segment, currency, run_change, new, reactivation, expansion, contraction, churn, paused, resumed, transfer,
@@ -23,9 +23,9 @@ SELECT
     c.subscriptions,
     c.paused_subscriptions
 FROM metric_customer_periods AS c
-INNER JOIN metric_periods AS p ON c.period = p.period;
+WHERE c.period BETWEEN :first AND :last;
 
--- name: insert_whole_changes(kinds)!
+-- name: insert_whole_changes(kinds, first, last)!
 -- description: The changes of customers with several subscriptions by what they never leave: country, currency, the total.
 INSERT INTO metric_segment_changes (
     period, kind, segment, currency, run_change, new, reactivation, expansion, contraction, churn, paused, resumed, transfer,
@@ -49,7 +49,7 @@ WITH countries AS (
         sum(c.subscriptions) AS subscriptions,
         sum(c.paused_subscriptions) AS paused_subscriptions
     FROM metric_several AS c
-    INNER JOIN metric_periods AS p ON c.period = p.period
+    WHERE c.period BETWEEN :first AND :last
     GROUP BY c.period, c.currency, c.country
 )
 
@@ -88,7 +88,7 @@ c.currency AS segment
 WHERE k.kind = any(cast(:kinds AS text []))
 GROUP BY c.period, k.kind, k.segment, c.currency;
 
--- name: insert_placed_changes(kinds)!
+-- name: insert_placed_changes(kinds, first, last)!
 -- description: The changes of customers with one subscription: they are in one segment of each kind, or move to another.
 INSERT INTO metric_segment_changes (
     period, kind, segment, currency, run_change, new, reactivation, expansion, contraction, churn, paused, resumed, transfer,
@@ -110,8 +110,7 @@ WITH placed AS (
         cast(c.kind_after = 'counted' AS integer) - cast(c.kind_before = 'counted' AS integer) AS subscriptions,
         cast(c.kind_after = 'paused' AS integer) - cast(c.kind_before = 'paused' AS integer) AS paused_subscriptions
     FROM metric_alone AS c
-    INNER JOIN metric_periods AS p ON c.period = p.period
-    WHERE NOT c.moves
+    WHERE NOT c.moves AND c.period BETWEEN :first AND :last
     UNION ALL
     SELECT
         c.period,
@@ -127,7 +126,6 @@ WITH placed AS (
         s.sign * cast(s.kind = 'counted' AS integer) AS subscriptions,
         s.sign * cast(s.kind = 'paused' AS integer) AS paused_subscriptions
     FROM metric_alone AS c
-    INNER JOIN metric_periods AS p ON c.period = p.period
     CROSS JOIN LATERAL (
         SELECT
             -1 AS sign,
@@ -149,7 +147,7 @@ WITH placed AS (
             greatest(c.rest, 0) + c.resumed AS amount,
             c.run_after - c.resumed - greatest(c.rest, 0) AS transfer
     ) AS s
-    WHERE c.moves
+    WHERE c.moves AND c.period BETWEEN :first AND :last
 ),
 
 -- Added up once by all three, there is less to add up by each.
@@ -237,7 +235,7 @@ a.currency AS segment WHERE a.absent = 6
 WHERE k.kind = any(cast(:kinds AS text []))
 GROUP BY a.period, k.kind, k.segment, a.currency;
 
--- name: insert_lone_changes(kinds)!
+-- name: insert_lone_changes(kinds, first, last)!
 -- description: By plan and payment frequency, the changes of customers with several subscriptions of whom one changed and stayed.
 -- That one takes all of the customer's change. How many customers are in the segment then: insert_present_customers.
 INSERT INTO metric_segment_changes (
@@ -263,7 +261,6 @@ SELECT
     sum(c.subscriptions) AS subscriptions,
     sum(c.paused_subscriptions) AS paused_subscriptions
 FROM metric_several AS c
-INNER JOIN metric_periods AS p ON c.period = p.period
 CROSS JOIN LATERAL (
     SELECT
 'plan' AS kind,
@@ -273,10 +270,10 @@ c.plan AS segment
 'payment_frequency' AS kind,
 c.payment_frequency AS segment
 ) AS k
-WHERE NOT c.spread AND k.kind = any(cast(:kinds AS text []))
+WHERE NOT c.spread AND c.period BETWEEN :first AND :last AND k.kind = any(cast(:kinds AS text []))
 GROUP BY c.period, k.kind, k.segment, c.currency;
 
--- name: insert_present_customers(kinds)!
+-- name: insert_present_customers(kinds, first, last)!
 -- description: By plan and payment frequency, how many customers with several subscriptions come and go in each segment.
 -- A customer is in a segment while a subscription is; what neither brings one there nor takes it away is left out.
 INSERT INTO metric_segment_changes (
@@ -298,11 +295,6 @@ WITH present AS (
         cast(c.run_after > 0 AS integer) AS paying_after
     FROM metric_changes AS c
     WHERE NOT c.alone
-        AND c.customer_id IN (
-            SELECT m.customer_id
-            FROM metric_several AS m
-            INNER JOIN metric_periods AS p ON m.period = p.period
-        )
 ),
 
 sides AS (
@@ -399,11 +391,10 @@ SELECT
     0 AS subscriptions,
     0 AS paused_subscriptions
 FROM counts AS c
-INNER JOIN metric_periods AS p ON c.period = p.period
-WHERE c.customers <> 0 OR c.paying_customers <> 0
+WHERE c.period BETWEEN :first AND :last AND (c.customers <> 0 OR c.paying_customers <> 0)
 GROUP BY c.period, c.kind, c.segment, c.currency;
 
--- name: insert_allotted_changes(kinds)!
+-- name: insert_allotted_changes(kinds, first, last)!
 -- description: The other such changes: of several subscriptions at once, or from one segment to another.
 INSERT INTO metric_segment_changes (
     period, kind, segment, currency, run_change, new, reactivation, expansion, contraction, churn, paused, resumed, transfer,
@@ -425,7 +416,6 @@ WITH sides AS (
         s.resumed,
         s.sign
     FROM metric_several AS m
-    INNER JOIN metric_periods AS p ON m.period = p.period
     INNER JOIN metric_changes AS c ON m.customer_id = c.customer_id AND m.period = c.period AND NOT c.alone
     CROSS JOIN LATERAL (
         SELECT
@@ -446,7 +436,7 @@ WITH sides AS (
             CASE WHEN c.kind_before = 'paused' AND c.kind_after = 'counted' THEN c.run_after ELSE 0 END AS resumed,
             1 AS sign
     ) AS s
-    WHERE m.spread AND s.state <> 'out'
+    WHERE m.spread AND m.period BETWEEN :first AND :last AND s.state <> 'out'
 ),
 
 net AS (

@@ -39,7 +39,7 @@ def test_back_and_forth_keeps_the_figures(billing: Connection) -> None:
 @pytest.mark.parametrize(
     ("damage", "complaint"),
     [
-        ("DROP INDEX analytics.run_rate_intervals_from", "run_rate_intervals_from"),
+        ("DROP INDEX analytics.run_rate_intervals_customer", "run_rate_intervals_customer"),
         ("COMMENT ON COLUMN analytics.churn.nrr IS NULL", "churn.nrr"),
         ("DROP TABLE analytics.cohorts", "cohorts"),
     ],
