@@ -114,7 +114,7 @@ def read_history(
         named.forget_late(connection)
         if named.find_late(connection, at=at):
             queries("analytics_intervals").insert_repeated(connection)
-            queries("analytics_intervals").insert_intervals(connection)
+            queries("analytics_intervals").insert_intervals(connection, marked=False)
         _insert(connection, day, paused_churn_days)
         later = at + timedelta(days=HORIZON_DAYS)
         named.mark_churned(connection, day=day, at=later, paused_churn_days=paused_churn_days)

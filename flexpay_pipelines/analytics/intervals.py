@@ -38,7 +38,6 @@ def bring_intervals_up_to_date(
     asked: Span,
     progress: Callable[[str], None],
     second: SecondSession,
-    then: Callable[[Workspace], object],
 ) -> Touched:
     """Replay the subscriptions that have events which the stored intervals do not hold, and those of moved customers.
 
@@ -46,7 +45,7 @@ def bring_intervals_up_to_date(
     for again until the transactions that were writing to the ledger then have ended. Hence the order of the statements:
     who ended before the ledger is read is seen in it; who has not is among the writers afterwards.
 
-    `second` is reading its share of the ledger; `then` is what it is to do when its intervals are here.
+    `second` replays its share of the ledger.
     """
     connection = work.connection
     named = queries("analytics_intervals")
@@ -57,7 +56,7 @@ def bring_intervals_up_to_date(
     mark, gaps = (0, _multirange([])) if known is None else (known["event_high_water"], known["gaps"])
     extent = named.ledger_extent(connection, event_high_water=mark, gaps=gaps)
     if known is None:
-        touched = _replay_everything(work, progress, second, then)
+        touched = _replay_everything(work, progress, second)
     else:
         named.touch_new_events(connection, event_high_water=mark, late=extent["late"])
         touched = _replay_touched(work, asked, progress)
@@ -80,22 +79,16 @@ def _multirange(ranges: list[Any]) -> Any:
     return Multirange(ranges)
 
 
-def _replay_everything(
-    work: Workspace, progress: Callable[[str], None], second: SecondSession, then: Callable[[Workspace], object]
-) -> Touched:
+def _replay_everything(work: Workspace, progress: Callable[[str], None], second: SecondSession) -> Touched:
     connection = work.connection
     named = queries("analytics_intervals")
     ledger = named.whole_ledger(connection)
     progress(f"Replaying the history of all {ledger['subscriptions']} subscriptions.")
     connection.execute("DELETE FROM analytics.run_rate_intervals")
     connection.execute("DELETE FROM analytics.moved_customers")
-    work.replay()
     with first_rows_of(connection, "analytics.run_rate_intervals"):
-        named.allow_lookups(connection, wanted="off")
-        named.insert_intervals(connection)
-        named.allow_lookups(connection, wanted="on")
-        second.pour(connection, "metric_intervals", "analytics.run_rate_intervals")
-        second.start(then)
+        work.replay_everything()
+        second.store_intervals(connection)
     return Touched(ledger["subscriptions"], ledger["since"], 0)
 
 
@@ -110,7 +103,7 @@ def _replay_touched(work: Workspace, asked: Span, progress: Callable[[str], None
     cohorts = None
     if touched["subscriptions"]:
         cohorts = take_out(work, asked, day_of(connection, touched["since"]))
-        work.replay(only_touched=True)
+        work.replay_touched()
         named.insert_fresh(connection)
         connection.execute("ANALYZE pg_temp.metric_fresh")
         named.forget_stale_intervals(connection)

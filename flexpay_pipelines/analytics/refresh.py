@@ -70,9 +70,9 @@ def refresh(
     ):
         _forget_other_policies(connection, policy)
         ledger = remember_ledger(connection)
-        second.start(Workspace.read_ledger)
         # Where there is a second session, nothing is stored: the days asked for are all.
-        touched = bring_intervals_up_to_date(work, asked, progress, second, partial(_sum_there, whole=asked))
+        second.start(partial(_sum_there, whole=asked))
+        touched = bring_intervals_up_to_date(work, asked, progress, second)
         wanted = _days(connection, asked, touched.since)
         whole = Span("day", wanted[0], wanted[-1])
         progress(f"Computing {len(wanted)} days, {whole.first} to {whole.last}.")

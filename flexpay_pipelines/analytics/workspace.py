@@ -102,6 +102,8 @@ class Workspace:
     policy: MetricPolicy
     share: str = "TRUE"
     """Which customers are computed, as a condition on `customer_id`."""
+    table: str = "run_rate_intervals"
+    """Where stored intervals are, in schema analytics."""
 
     @property
     def pauses(self) -> dict[str, object]:
@@ -114,25 +116,50 @@ class Workspace:
         for relation in relations:
             self.connection.execute(sql.SQL("ANALYZE pg_temp.{}").format(sql.Identifier(relation)))
 
-    def replay(self, *, only_touched: bool = False, known_at: datetime | None = None) -> None:
-        """Make metric_replayed the intervals that the ledger amounts to, or the part of it that the arguments leave."""
+    def replay_touched(self) -> None:
+        """Make metric_replayed the intervals of the touched subscriptions, as the ledger has them now."""
+        self._see_ledger(only_touched=True)
+        queries("analytics_intervals").create_replay(self.connection)
+        self._find_repeated()
+
+    def replay_everything(self, known_at: datetime | None = None) -> None:
+        """Fill metric_intervals from the whole ledger as it was known at `known_at` (None: now).
+
+        Where an event can repeat an earlier one is seen in the same pass; those few subscriptions are replayed again.
+        """
+        named = queries("analytics_intervals")
+        self._see_ledger(known_at=known_at)
+        named.create_replay(self.connection)
+        # Without lookups: what reads whole tables would do so one by one where it expects few rows.
+        named.allow_lookups(self.connection, wanted="off")
+        named.insert_intervals(self.connection, marked=True)
+        named.allow_lookups(self.connection, wanted="on")
+        if named.touch_crowded(self.connection):
+            self._statistics("metric_subscriptions")
+            self._see_ledger(only_touched=True, known_at=known_at)
+            self._find_repeated()
+            named.forget_touched(self.connection)
+            named.insert_intervals(self.connection, marked=False)
+
+    def _see_ledger(self, *, only_touched: bool = False, known_at: datetime | None = None) -> None:
         from psycopg import sql  # noqa: PLC0415
 
         touched = "subscription_id IN (SELECT subscription_id FROM metric_subscriptions)" if only_touched else "TRUE"
         known = sql.SQL("TRUE") if known_at is None else sql.SQL("recorded_at <= {}").format(sql.Literal(known_at))
         view = sql.SQL(
-            "CREATE TEMP VIEW metric_ledger AS SELECT * FROM billing.subscription_events WHERE {} AND {} AND {}"
+            "CREATE OR REPLACE TEMP VIEW metric_ledger AS"
+            " SELECT * FROM billing.subscription_events WHERE {} AND {} AND {}"
         )
         self.connection.execute(view.format(sql.SQL(touched), known, sql.SQL(self.share)))
-        queries("analytics_intervals").create_replay(self.connection)
+
+    def _find_repeated(self) -> None:
         queries("analytics_intervals").insert_repeated(self.connection)
         self._statistics("metric_repeated")
 
-    def read_ledger(self, known_at: datetime | None = None) -> None:
-        """Fill metric_intervals, a table, from the ledger as it was known at `known_at` (None: now)."""
+    def read_ledger(self, known_at: datetime | None) -> None:
+        """Fill metric_intervals, a table, from the ledger and with the countries as they were known at `known_at`."""
         use_rates(self.connection, known_at)
-        self.replay(known_at=known_at)
-        queries("analytics_intervals").insert_intervals(self.connection)
+        self.replay_everything(known_at)
         restore_countries(self.connection, known_at)
         self._statistics("metric_intervals")
 
@@ -140,10 +167,8 @@ class Workspace:
         """Make metric_intervals a view of the stored intervals."""
         from psycopg import sql  # noqa: PLC0415
 
-        view = sql.SQL(
-            "CREATE OR REPLACE TEMP VIEW metric_intervals AS SELECT * FROM analytics.run_rate_intervals WHERE {}"
-        )
-        self.connection.execute(view.format(sql.SQL(self.share)))
+        view = sql.SQL("CREATE OR REPLACE TEMP VIEW metric_intervals AS SELECT * FROM {} WHERE {}")
+        self.connection.execute(view.format(sql.Identifier("analytics", self.table), sql.SQL(self.share)))
 
     def clear(self) -> None:
         """Make room for another pass over the same intervals."""
@@ -289,28 +314,24 @@ def lead_in(periods: Span, days: int) -> Span:
 @contextmanager
 def ledger_workspace(connection: Connection, policy: MetricPolicy, known_at: datetime | None) -> Iterator[Workspace]:
     """A workspace over intervals replayed from the ledger, as it was known at `known_at` (None: now)."""
-    with empty_workspace(connection, policy) as workspace:
-        workspace.read_ledger(known_at)
-        yield workspace
-
-
-@contextmanager
-def empty_workspace(connection: Connection, policy: MetricPolicy, share: str = "TRUE") -> Iterator[Workspace]:
-    """A workspace over intervals that `read_ledger` is to fill in."""
     with connection.transaction():
         _create(connection)
         connection.execute(f"CREATE TEMP TABLE metric_intervals ({_INTERVAL}) ON COMMIT DROP".encode())
-        yield Workspace(connection, policy, share)
+        workspace = Workspace(connection, policy)
+        workspace.read_ledger(known_at)
+        yield workspace
         _drop(connection, "metric_intervals")
 
 
 @contextmanager
-def stored_workspace(connection: Connection, policy: MetricPolicy) -> Iterator[Workspace]:
-    """A workspace over the stored intervals."""
+def stored_workspace(
+    connection: Connection, policy: MetricPolicy, *, share: str = "TRUE", table: str = "run_rate_intervals"
+) -> Iterator[Workspace]:
+    """A workspace over the stored intervals of these customers in that table."""
     with connection.transaction():
         _create(connection)
         use_rates(connection, None)
-        workspace = Workspace(connection, policy)
+        workspace = Workspace(connection, policy, share, table)
         workspace.see_stored()
         yield workspace
         _drop(connection)

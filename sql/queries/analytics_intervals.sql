@@ -150,7 +150,7 @@ WHERE EXISTS (
 -- name: create_replay#
 -- description: The view metric_replayed: the events of metric_ledger as intervals, by one sort and one pass in its order.
 -- A state is a letter, an event what it makes of each: unstarted, trial, active, due, paused, suspended, canceled. A pause lasts
--- since the first request after whatever neither pauses nor changes: all else ends it.
+-- since the first request after whatever neither pauses nor changes: all else ends it. Crowded: three events or more at once.
 CREATE TEMP TABLE metric_repeated (event_id bigint PRIMARY KEY) ON COMMIT DROP;
 CREATE TEMP VIEW metric_events AS
 SELECT * FROM metric_ledger WHERE event_id NOT IN (SELECT event_id FROM metric_repeated);
@@ -192,7 +192,8 @@ WITH stated AS (
             CASE e.event WHEN 'changed' THEN NULL WHEN 'paused' THEN 26 ELSE 0 END,
             CASE WHEN e.event = 'paused' THEN to_char(e.occurred_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') ELSE '' END
         ) OVER w AS requested_at,
-        lead(e.occurred_at) OVER w AS next_at
+        lead(e.occurred_at) OVER w AS next_at,
+        lag(e.occurred_at, 2) OVER w AS last_but_one_at
     FROM metric_events AS e
     WINDOW w AS (
         PARTITION BY e.subscription_id ORDER BY e.occurred_at, e.recorded_at, e.event_id
@@ -218,7 +219,8 @@ SELECT
     s.payment_frequency,
     c.currency,
     c.country,
-    s.event_id
+    s.event_id,
+    s.last_but_one_at IS NOT DISTINCT FROM s.occurred_at AS crowded
 FROM stated AS s
 INNER JOIN billing.customers AS c ON s.customer_id = c.customer_id
 -- What lasted no time is no interval.
@@ -236,8 +238,8 @@ SELECT
     set_config('seq_page_cost', '0.1', TRUE),
     set_config('random_page_cost', '0.1', TRUE);
 
--- name: insert_intervals()!
--- description: Writes metric_replayed into metric_intervals.
+-- name: insert_intervals(marked)!
+-- description: Writes metric_replayed into metric_intervals; marked: with a negative event_id where it is crowded.
 INSERT INTO metric_intervals (
     subscription_id, valid_from, valid_to, customer_id, status, paused_since, annualised_minor, plan, payment_frequency,
     currency, country, event_id
@@ -254,12 +256,40 @@ SELECT
     payment_frequency,
     currency,
     country,
-    event_id
+    CASE WHEN :marked AND crowded THEN -event_id ELSE event_id END AS event_id
 FROM metric_replayed;
+
+-- name: touch_crowded()!
+-- description: The subscriptions with a marked interval: only there can an event repeat one that was not the last before it.
+INSERT INTO metric_subscriptions (subscription_id, touched_from)
+SELECT
+    subscription_id,
+    min(valid_from) AS touched_from
+FROM metric_intervals
+WHERE event_id < 0
+GROUP BY subscription_id;
+
+-- name: forget_touched()!
+-- description: Drops the intervals of the touched subscriptions.
+DELETE FROM metric_intervals WHERE subscription_id IN (SELECT s.subscription_id FROM metric_subscriptions AS s);
 
 -- name: insert_fresh()!
 -- description: The touched subscriptions replayed, beside what is stored of them.
-INSERT INTO metric_fresh SELECT * FROM metric_replayed;
+INSERT INTO metric_fresh
+SELECT
+    subscription_id,
+    valid_from,
+    valid_to,
+    customer_id,
+    status,
+    paused_since,
+    annualised_minor,
+    plan,
+    payment_frequency,
+    currency,
+    country,
+    event_id
+FROM metric_replayed;
 
 -- name: forget_stale_intervals()!
 -- description: Drops the intervals of touched subscriptions that begin where none does any more.

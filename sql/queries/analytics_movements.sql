@@ -286,6 +286,7 @@ WITH net AS (
             AS resumed,
         sum(cast(c.kind_after = 'counted' AS integer) - cast(c.kind_before = 'counted' AS integer)) AS subscriptions,
         sum(cast(c.kind_after = 'paused' AS integer) - cast(c.kind_before = 'paused' AS integer)) AS paused_subscriptions,
+        bool_or(c.run_after > 0) AS pays,
         count(*) > 1 OR bool_or(c.plan_before <> c.plan_after OR c.frequency_before <> c.frequency_after) AS spread,
         min(c.plan_after) AS plan,
         min(c.frequency_after) AS payment_frequency
@@ -298,7 +299,9 @@ levels AS (
     SELECT
         n.*,
         cast(sum(n.run_change) OVER w AS bigint) AS run_after,
-        cast(sum(n.paused_change) OVER w AS bigint) AS paused_after
+        cast(sum(n.paused_change) OVER w AS bigint) AS paused_after,
+        -- Who has ever paid did so with the change of some subscription.
+        count(*) FILTER (WHERE n.pays) OVER w > cast(n.pays AS integer) AS ever_before
     FROM net AS n
     WINDOW w AS (PARTITION BY n.customer_id ORDER BY n.period ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)
 ),
@@ -308,13 +311,7 @@ standing AS (
         l.*,
         l.run_after - l.run_change AS run_before,
         l.run_after - l.run_change > 0 OR l.paused_after - l.paused_change > 0 AS with_before,
-        l.run_after > 0 OR l.paused_after > 0 AS with_after,
-        coalesce(
-            max(l.run_after) OVER (
-                PARTITION BY l.customer_id ORDER BY l.period ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
-            ),
-            0
-        ) > 0 AS ever_before
+        l.run_after > 0 OR l.paused_after > 0 AS with_after
     FROM levels AS l
 ),
 

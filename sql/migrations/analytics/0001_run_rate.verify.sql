@@ -23,8 +23,8 @@ DECLARE
 BEGIN
     SELECT string_agg(wanted.name, ', ') INTO missing
     FROM unnest(ARRAY[
-        'run_rate_intervals_pkey', 'run_rate_intervals_customer', 'mrr_movements_pkey', 'mrr_movements_customer', 'mrr_summary_pkey',
-        'churn_pkey', 'cohorts_pkey', 'snapshots_pkey', 'churn_risk_pkey', 'churn_risk_high', 'interval_progress_pkey'
+        'run_rate_intervals_pkey', 'run_rate_intervals_customer', 'mrr_movements_pkey', 'mrr_summary_pkey', 'churn_pkey',
+        'cohorts_pkey', 'snapshots_pkey', 'churn_risk_pkey', 'churn_risk_high', 'interval_progress_pkey'
     ]) AS wanted (name)
     WHERE NOT EXISTS (
         SELECT 1 FROM pg_index WHERE indexrelid = to_regclass('analytics.' || wanted.name) AND indisvalid AND indisready

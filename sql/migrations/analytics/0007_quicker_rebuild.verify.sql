@@ -1,4 +1,8 @@
 -- Fails where the aggregate is missing or forgets at the wrong time, or an index still stands that nothing reads.
+SELECT subscription_id, valid_from, valid_to, customer_id, status, paused_since, annualised_minor, plan, payment_frequency,
+       currency, country, event_id
+FROM analytics.staged_intervals WHERE false;
+
 DO $$
 DECLARE
     wrong text;
@@ -12,7 +16,7 @@ BEGIN
         RAISE EXCEPTION 'analytics: first_since() is wrong: %', wrong;
     END IF;
     SELECT string_agg(unread.name, ', ') INTO wrong
-    FROM unnest(ARRAY['run_rate_intervals_from', 'run_rate_intervals_paused']) AS unread (name)
+    FROM unnest(ARRAY['run_rate_intervals_from', 'run_rate_intervals_paused', 'mrr_movements_customer']) AS unread (name)
     WHERE to_regclass('analytics.' || unread.name) IS NOT NULL;
     IF wrong IS NOT NULL THEN
         RAISE EXCEPTION 'analytics: index that nothing reads: %', wrong;
