@@ -38,6 +38,7 @@ def bring_intervals_up_to_date(
     asked: Span,
     progress: Callable[[str], None],
     second: SecondSession,
+    meanwhile: Callable[[], object],
 ) -> Touched:
     """Replay the subscriptions that have events which the stored intervals do not hold, and those of moved customers.
 
@@ -45,7 +46,7 @@ def bring_intervals_up_to_date(
     for again until the transactions that were writing to the ledger then have ended. Hence the order of the statements:
     who ended before the ledger is read is seen in it; who has not is among the writers afterwards.
 
-    `second` replays its share of the ledger.
+    `second` replays its share of the ledger; `meanwhile` is done with the own share until it has.
     """
     connection = work.connection
     named = queries("analytics_intervals")
@@ -56,7 +57,7 @@ def bring_intervals_up_to_date(
     mark, gaps = (0, _multirange([])) if known is None else (known["event_high_water"], known["gaps"])
     extent = named.ledger_extent(connection, event_high_water=mark, gaps=gaps)
     if known is None:
-        touched = _replay_everything(work, progress, second)
+        touched = _replay_everything(work, progress, second, meanwhile)
     else:
         named.touch_new_events(connection, event_high_water=mark, late=extent["late"])
         touched = _replay_touched(work, asked, progress)
@@ -79,7 +80,9 @@ def _multirange(ranges: list[Any]) -> Any:
     return Multirange(ranges)
 
 
-def _replay_everything(work: Workspace, progress: Callable[[str], None], second: SecondSession) -> Touched:
+def _replay_everything(
+    work: Workspace, progress: Callable[[str], None], second: SecondSession, meanwhile: Callable[[], object]
+) -> Touched:
     connection = work.connection
     named = queries("analytics_intervals")
     ledger = named.whole_ledger(connection)
@@ -88,7 +91,10 @@ def _replay_everything(work: Workspace, progress: Callable[[str], None], second:
     connection.execute("DELETE FROM analytics.moved_customers")
     with first_rows_of(connection, "analytics.run_rate_intervals"):
         work.replay_everything()
-        second.store_intervals(connection)
+        if second.there is not None:
+            meanwhile()
+        if second.wait_for_staged():
+            queries("analytics_second_session").store_intervals(connection)
     return Touched(ledger["subscriptions"], ledger["since"], 0)
 
 

@@ -70,13 +70,18 @@ def refresh(
     ):
         _forget_other_policies(connection, policy)
         ledger = remember_ledger(connection)
+
+        def compute(days: list[date]) -> date | None:
+            progress(f"Computing {len(days)} days, {days[0]} to {days[-1]}.")
+            return _sum_customers(work, Span("day", days[0], days[-1]))
+
         # Where there is a second session, nothing is stored: the days asked for are all.
-        second.start(partial(_sum_there, whole=asked))
-        touched = bring_intervals_up_to_date(work, asked, progress, second)
+        second.stage(partial(_stage_movements, whole=asked))
+        second.start(partial(_sum_segments, whole=asked, base=None))
+        touched = bring_intervals_up_to_date(work, asked, progress, second, partial(compute, asked.days))
         wanted = _days(connection, asked, touched.since)
         whole = Span("day", wanted[0], wanted[-1])
-        progress(f"Computing {len(wanted)} days, {whole.first} to {whole.last}.")
-        base = _sum_customers(work, whole)
+        base = compute(wanted) if second.there is None else None
         keep_earlier(connection, ledger, wanted)
         movements, changed = _keep(work, second, whole, wanted, base)
         progress("Computing rates.")
@@ -140,33 +145,43 @@ def _sum_customers(work: Workspace, whole: Span) -> date | None:
 
     Gives the day before, where rates are stored that those of these days can be built on.
     """
+    base = _class_changes(work, whole)
+    _sum_segments(work, whole, base)
+    return base
+
+
+def _class_changes(work: Workspace, whole: Span) -> date | None:
     connection = work.connection
     before = whole.first - timedelta(days=1)
     earlier = lead_in(whole, ROLLING_DAYS)
-    base: date | None = None
     # Stored days before all that was touched still stand; anything else is counted from the intervals.
     if queries("analytics_refresh").rates_base(connection, day=before, days=ROLLING_DAYS):
-        base = before
         # A day that windows leave behind is looked at like one that they take in.
         left = Span("day", earlier.first, whole.last - timedelta(days=ROLLING_DAYS))
         work.choose_customers(left.since, left.until)
         work.choose_customers(whole.since, whole.until)
         work.class_changes("day", whole.until)
-        work.sum_changes(whole, STORED_KINDS, before)
-    else:
-        first = queries("analytics_intervals").first_instant(connection)
-        everybody = first is None or earlier.since <= day_of(connection, first)
-        work.choose_customers(None if everybody else earlier.since, earlier.until)
-        work.class_changes("day", earlier.until)
-        stored = earlier.first - timedelta(days=1)
-        work.sum_changes(earlier, STORED_KINDS, stored if _is_stored(connection, stored) else None)
-    return base
+        return before
+    first = queries("analytics_intervals").first_instant(connection)
+    everybody = first is None or earlier.since <= day_of(connection, first)
+    work.choose_customers(None if everybody else earlier.since, earlier.until)
+    work.class_changes("day", earlier.until)
+    return None
 
 
-def _sum_there(work: Workspace, whole: Span) -> None:
-    """The same in the second session, with the movements, which wait there to be stored."""
-    _sum_customers(work, whole)
-    queries("analytics_refresh").insert_movements(work.connection, days=whole.days)
+def _sum_segments(work: Workspace, whole: Span, base: date | None) -> None:
+    if base is not None:
+        work.sum_changes(whole, STORED_KINDS, base)
+        return
+    earlier = lead_in(whole, ROLLING_DAYS)
+    stored = earlier.first - timedelta(days=1)
+    work.sum_changes(earlier, STORED_KINDS, stored if _is_stored(work.connection, stored) else None)
+
+
+def _stage_movements(work: Workspace, whole: Span) -> None:
+    """The changes of the second session's customers, and the movements that they are."""
+    _class_changes(work, whole)
+    queries("analytics_second_session").stage_movements(work.connection, days=whole.days)
 
 
 def _compare_windows(work: Workspace, second: SecondSession, whole: Span, base: date | None) -> None:
@@ -194,10 +209,12 @@ def _keep(
         if first:
             changed: set[date] = set()
             movements: int = named.first_movements(connection, days=days)
-            movements += second.pour(connection, "metric_movements", "analytics.mrr_movements")
+            if second.wait_for_staged():
+                movements += queries("analytics_second_session").store_movements(connection)
         else:
             named.insert_movements(connection, days=days)
-            second.pour(connection, "metric_movements", "metric_movements")
+            if second.wait_for_staged():
+                queries("analytics_second_session").load_movements(connection)
             changed = {row["day"] for row in named.drop_stale_movements(connection, days=days)}
             movements = named.keep_movements(connection, days=days)
     for relation in ("metric_segment_changes", "metric_baseline"):

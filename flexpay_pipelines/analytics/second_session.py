@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from flexpay_pipelines.analytics.policy import MetricPolicy
-from flexpay_pipelines.analytics.workspace import Workspace, stored_workspace
+from flexpay_pipelines.analytics.workspace import Workspace, lasting_workspace, set_up
 from flexpay_pipelines.database import Connection, beside, copied
 from flexpay_pipelines.errors import DatabaseUnavailable
 from flexpay_pipelines.sql import queries
@@ -21,74 +21,87 @@ from flexpay_pipelines.sql import queries
 WORTHWHILE = 50_000
 """Subscriptions from which on a second session saves more than it costs."""
 
-# Half each: ours stores and indexes what theirs has to send. Not by equality, of which the planner expects next to nothing.
+# Ours also stores what both compute: three of seven are fastest. Not by equality, of which the planner expects next to
+# nothing.
 _OURS, _THEIRS = "customer_id % 7 < 3", "customer_id % 7 >= 3"
-_STAGED = "staged_intervals"
+
+Step = Callable[[Workspace], object]
+
+
+@dataclass(frozen=True, slots=True)
+class _There:
+    """What the second session works with; its one thread takes the steps one after the other."""
+
+    connection: Connection
+    policy: MetricPolicy
+    snapshot: str
+    thread: ThreadPoolExecutor
 
 
 @dataclass(slots=True)
 class SecondSession:
-    """The session that computes the other customers; without one nothing happens here."""
+    """The session that computes the other customers; without one nothing happens here.
 
-    pool: ThreadPoolExecutor | None = None
-    work: Workspace | None = None
-    _intervals: Future[None] | None = None
-    _running: list[Future[object]] = field(default_factory=list)
+    Its workspace lasts as long as its connection, each of its steps is a transaction.
+    """
 
-    def start(self, step: Callable[[Workspace], object]) -> None:
-        """Begin a step there, after those before it, and come back at once."""
-        if self.pool is not None:
-            self._running.append(self.pool.submit(lambda: step(self._workspace())))
+    there: _There | None = None
+    _work: Workspace | None = None
+    _staged: Future[None] | None = None
+    _running: list[Future[None]] = field(default_factory=list)
 
-    def replay(self, connection: Connection, policy: MetricPolicy, snapshot: str, life: ExitStack) -> None:
-        """Begin with the intervals: committed where the first session reads them, and where all else there reads them.
+    def stage(self, step: Step) -> None:
+        """Begin with the intervals there, and with a step that stages what comes of them; come back at once."""
+        if self.there is not None:
+            self._staged = self.there.thread.submit(self._stage, self.there, step)
 
-        `life` ends the workspace of the other steps.
-        """
-        if self.pool is not None:
-            self._intervals = self.pool.submit(self._replay, connection, policy, snapshot, life)
-
-    def _replay(self, connection: Connection, policy: MetricPolicy, snapshot: str, life: ExitStack) -> None:
+    def _stage(self, there: _There, step: Step) -> None:
         from psycopg import IsolationLevel, sql  # noqa: PLC0415 - the code location loads without it
 
-        connection.isolation_level = IsolationLevel.REPEATABLE_READ
+        connection = there.connection
         with connection.transaction():
-            connection.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(snapshot)))
-            with stored_workspace(connection, policy, share=_THEIRS, table=_STAGED) as work:
-                queries("analytics_second_session").forget_staged(connection)
-                work.replay_everything()
-                connection.execute("ANALYZE analytics.staged_intervals")
-        # The snapshot is older than the intervals, and nothing else is read that could have changed.
+            connection.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(sql.Literal(there.snapshot)))
+            queries("analytics_second_session").forget_staged(connection)
+            work = lasting_workspace(connection, there.policy, share=_THEIRS, table="staged_intervals")
+            work.replay_everything()
+            connection.execute("ANALYZE analytics.staged_intervals")
+            work = replace(work, share="TRUE")
+            work.see_stored()
+            step(work)
+        # The snapshot is older than what is staged, and the steps to come read nothing else that could have changed.
         connection.isolation_level = IsolationLevel.READ_COMMITTED
-        self.work = life.enter_context(stored_workspace(connection, policy, table=_STAGED))
+        self._work = work
 
-    def _workspace(self) -> Workspace:
-        if self.work is None:
-            raise RuntimeError("the second session has no intervals")
-        return self.work
+    def start(self, step: Step) -> None:
+        """Begin a step there after those before it, and come back at once."""
+        if self.there is not None:
+            self._running.append(self.there.thread.submit(self._run, self.there, step))
 
-    def store_intervals(self, connection: Connection) -> None:
-        """Wait for the intervals from there, and add them to the stored ones."""
-        if self._intervals is not None:
-            self._intervals.result()
-            queries("analytics_second_session").store_staged(connection)
+    def _run(self, there: _There, step: Step) -> None:
+        if self._work is None:
+            raise RuntimeError("nothing is staged")
+        with there.connection.transaction():
+            set_up(there.connection)
+            step(self._work)
 
-    def finish(self) -> None:
-        """Wait for all that was started; what went wrong there is raised here."""
-        while self._running:
-            self._running.pop(0).result()
+    def wait_for_staged(self) -> bool:
+        """Wait for what is staged, so that the first session can read it; False where there is no second one."""
+        if self._staged is not None:
+            self._staged.result()
+        return self._staged is not None
 
     def pour(self, connection: Connection, theirs: str, ours: str) -> int:
         """Wait for what was started, and add the rows of its relation to ours of the same columns; gives how many."""
-        from psycopg import sql  # noqa: PLC0415 - the code location loads without it
+        from psycopg import sql  # noqa: PLC0415
 
-        self.finish()
-        if self.work is None:
+        while self._running:
+            self._running.pop(0).result()
+        if self.there is None:
             return 0
         read = sql.SQL("COPY (SELECT * FROM {}) TO STDOUT (FORMAT binary)").format(sql.Identifier(theirs))
-        write = sql.SQL("COPY {} FROM STDIN (FORMAT binary)").format(sql.Identifier(*ours.split(".")))
+        write = sql.SQL("COPY {} FROM STDIN (FORMAT binary)").format(sql.Identifier(ours))
         receiver = connection.cursor()
-        with copied(self.work.connection, read) as blocks, receiver.copy(write) as into:
+        with copied(self.there.connection, read) as blocks, receiver.copy(write) as into:
             for block in blocks:
                 into.write(block)
         return receiver.rowcount
@@ -100,7 +113,7 @@ def shared_out(work: Workspace, *, possible: bool) -> Iterator[tuple[Workspace, 
 
     `possible`: nobody but this refresh is at work in the transaction, so that another session sees the same ledger.
     """
-    from psycopg import IsolationLevel, sql  # noqa: PLC0415
+    from psycopg import IsolationLevel  # noqa: PLC0415
 
     named = queries("analytics_second_session")
     if not possible or not named.is_first_and_large(work.connection, subscriptions=WORTHWHILE):
@@ -112,14 +125,14 @@ def shared_out(work: Workspace, *, possible: bool) -> Iterator[tuple[Workspace, 
     except DatabaseUnavailable:
         yield work, SecondSession()
         return
-    with connection, ThreadPoolExecutor(1, "second session") as pool, ExitStack() as life:
-        second = SecondSession(pool)
-        second.replay(connection, work.policy, snapshot, life)
+    connection.isolation_level = IsolationLevel.REPEATABLE_READ
+    with connection, ThreadPoolExecutor(1, "second session") as thread:
         ours = replace(work, share=_OURS)
         ours.see_stored()
         try:
-            yield ours, second
+            yield ours, SecondSession(_There(connection, work.policy, snapshot, thread))
         except BaseException:
+            thread.shutdown(wait=False, cancel_futures=True)
             connection.cancel_safe()
             raise
     named.forget_staged(work.connection)

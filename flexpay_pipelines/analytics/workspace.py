@@ -316,7 +316,7 @@ def ledger_workspace(connection: Connection, policy: MetricPolicy, known_at: dat
     """A workspace over intervals replayed from the ledger, as it was known at `known_at` (None: now)."""
     with connection.transaction():
         _create(connection)
-        connection.execute(f"CREATE TEMP TABLE metric_intervals ({_INTERVAL}) ON COMMIT DROP".encode())
+        connection.execute(f"CREATE TEMP TABLE metric_intervals ({_INTERVAL})".encode())
         workspace = Workspace(connection, policy)
         workspace.read_ledger(known_at)
         yield workspace
@@ -324,32 +324,44 @@ def ledger_workspace(connection: Connection, policy: MetricPolicy, known_at: dat
 
 
 @contextmanager
-def stored_workspace(
-    connection: Connection, policy: MetricPolicy, *, share: str = "TRUE", table: str = "run_rate_intervals"
-) -> Iterator[Workspace]:
-    """A workspace over the stored intervals of these customers in that table."""
+def stored_workspace(connection: Connection, policy: MetricPolicy) -> Iterator[Workspace]:
+    """A workspace over the stored intervals."""
     with connection.transaction():
         _create(connection)
         use_rates(connection, None)
-        workspace = Workspace(connection, policy, share, table)
+        workspace = Workspace(connection, policy)
         workspace.see_stored()
         yield workspace
         _drop(connection)
         connection.execute("DROP VIEW pg_temp.metric_intervals")
 
 
-def _create(connection: Connection) -> None:
-    from psycopg import sql  # noqa: PLC0415
+def lasting_workspace(connection: Connection, policy: MetricPolicy, *, share: str, table: str) -> Workspace:
+    """A workspace for as long as the connection lasts, over the intervals of these customers in that table."""
+    _create(connection)
+    use_rates(connection, None)
+    workspace = Workspace(connection, policy, share, table)
+    workspace.see_stored()
+    return workspace
 
-    # Sorts of the whole ledger and of ten rows go through the same statements; the settings end with the transaction.
+
+def set_up(connection: Connection) -> None:
+    """The settings with which a workspace is filled; they end with the transaction."""
+    # Sorts of the whole ledger and of ten rows go through the same statements.
     connection.execute(
         "SELECT set_config('work_mem', '256MB', true), set_config('maintenance_work_mem', '256MB', true),"
         # What is joined sideways is two or three rows made of the row at hand: cheaper made anew than looked up.
         " set_config('enable_memoize', 'off', true)"
     )
     connection.execute(COARSE_STATISTICS)
+
+
+def _create(connection: Connection) -> None:
+    from psycopg import sql  # noqa: PLC0415
+
+    set_up(connection)
     tables = [
-        sql.SQL("CREATE TEMP TABLE {} ({}) ON COMMIT DROP").format(sql.Identifier(name), sql.SQL(columns))
+        sql.SQL("CREATE TEMP TABLE {} ({})").format(sql.Identifier(name), sql.SQL(columns))
         for name, columns in _TABLES.items()
     ]
     connection.execute(sql.SQL("; ").join(tables))

@@ -71,7 +71,7 @@ WHERE metric_rates.period = windows.period;
 
 -- name: create_currencies#
 -- description: The table metric_currencies: the currencies that customers pay in, looked for once.
-CREATE TEMP TABLE metric_currencies ON COMMIT DROP AS
+CREATE TEMP TABLE metric_currencies AS
 SELECT DISTINCT currency FROM billing.customers;
 
 -- name: currencies()

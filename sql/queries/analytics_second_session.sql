@@ -10,9 +10,36 @@ SELECT
 SELECT pg_export_snapshot() AS snapshot;
 
 -- name: forget_staged()!
--- description: Empties staged_intervals; also what a killed refresh has left there.
-TRUNCATE analytics.staged_intervals;
+-- description: Empties the staged tables; also of what a killed refresh has left there.
+TRUNCATE analytics.staged_intervals, analytics.staged_movements;
 
--- name: store_staged()!
--- description: The intervals that the second session has computed, stored.
+-- name: store_intervals()!
+-- description: Stores the intervals that the second session has staged.
 INSERT INTO analytics.run_rate_intervals SELECT * FROM analytics.staged_intervals;
+
+-- name: stage_movements(days)!
+-- description: The classed changes of these days as rows, where the first session reads them.
+INSERT INTO analytics.staged_movements (day, customer_id, movement, currency, annualised_minor)
+SELECT
+    m.period,
+    m.customer_id,
+    m.movement,
+    m.currency,
+    m.amount
+FROM metric_classed AS m
+WHERE m.period = any(cast(:days AS date []));
+
+-- name: store_movements()!
+-- description: Stores the staged movements.
+INSERT INTO analytics.mrr_movements SELECT * FROM analytics.staged_movements;
+
+-- name: load_movements()!
+-- description: The staged movements for comparison with those that are stored.
+INSERT INTO metric_movements (period, customer_id, movement, currency, amount)
+SELECT
+    day,
+    customer_id,
+    movement,
+    currency,
+    annualised_minor
+FROM analytics.staged_movements;

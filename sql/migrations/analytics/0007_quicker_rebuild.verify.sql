@@ -2,6 +2,7 @@
 SELECT subscription_id, valid_from, valid_to, customer_id, status, paused_since, annualised_minor, plan, payment_frequency,
        currency, country, event_id
 FROM analytics.staged_intervals WHERE false;
+SELECT day, customer_id, movement, currency, annualised_minor FROM analytics.staged_movements WHERE false;
 
 DO $$
 DECLARE
