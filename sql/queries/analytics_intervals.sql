@@ -220,7 +220,7 @@ SELECT
     c.currency,
     c.country,
     s.event_id,
-    s.last_but_one_at IS NOT DISTINCT FROM s.occurred_at AS crowded
+    coalesce(s.last_but_one_at = s.occurred_at, FALSE) AS crowded
 FROM stated AS s
 INNER JOIN billing.customers AS c ON s.customer_id = c.customer_id
 -- What lasted no time is no interval.

@@ -1,8 +1,8 @@
 -- name: is_first_and_large(subscriptions)$
 -- description: Whether nothing has been computed yet, for at least so many subscriptions, and what others commit can be seen.
 SELECT
-    current_setting('transaction_isolation') = 'read committed' AND
-    NOT EXISTS (SELECT 1 FROM analytics.interval_progress) AND NOT EXISTS (SELECT 1 FROM analytics.snapshots)
+    current_setting('transaction_isolation') = 'read committed'
+    AND NOT EXISTS (SELECT 1 FROM analytics.interval_progress) AND NOT EXISTS (SELECT 1 FROM analytics.snapshots)
     AND EXISTS (SELECT 1 FROM billing.subscriptions ORDER BY subscription_id LIMIT 1 OFFSET :subscriptions - 1) AS suits;
 
 -- name: export_snapshot()$
@@ -27,7 +27,7 @@ SELECT
     m.currency,
     m.amount
 FROM metric_classed AS m
-WHERE m.period = any(cast(:days AS date []));
+WHERE m.period = any(cast(:days AS date[]));
 
 -- name: store_movements()!
 -- description: Stores the staged movements.
