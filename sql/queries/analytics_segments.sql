@@ -295,6 +295,7 @@ WITH present AS (
         cast(c.run_after > 0 AS integer) AS paying_after
     FROM metric_changes AS c
     WHERE NOT c.alone
+        AND c.customer_id IN (SELECT m.customer_id FROM metric_several AS m WHERE m.period BETWEEN :first AND :last)
 ),
 
 sides AS (

@@ -20,7 +20,10 @@ STORED = (*TABLES, "interval_progress", "snapshots")
 
 
 def company(customers: int = 40) -> list[Event]:
-    """Customers with one to three subscriptions in three currencies, some of them computed by either session."""
+    """Customers with one to three subscriptions in three currencies, some of them computed by either session.
+
+    Every fifth pauses, comes back and is told of the pause once more, all at one instant: it counts once.
+    """
     chance = random.Random(4)  # noqa: S311 - not for secrets
     events = []
     for number in range(customers):
@@ -46,6 +49,9 @@ def company(customers: int = 40) -> list[Event]:
                         amount_minor=chance.choice([0, 100, 1999]),
                     )
                 )
+        if number % 5 == 0:
+            pause = replace(plain, event="paused", occurred_at=ORIGIN + timedelta(days=DAYS))
+            events += [pause, replace(pause, event="resumed"), pause]
     return events
 
 
@@ -61,6 +67,14 @@ def second_sessions(monkeypatch: pytest.MonkeyPatch) -> list[Connection]:
     monkeypatch.setattr(second_session, "WORTHWHILE", 1)
     monkeypatch.setattr(second_session, "beside", noted)
     return seen
+
+
+def staged(connection: Connection) -> int:
+    row = connection.execute(
+        "SELECT (SELECT count(*) FROM analytics.staged_intervals) + (SELECT count(*) FROM analytics.staged_movements) AS n"
+    ).fetchone()
+    assert row is not None
+    return int(row["n"])
 
 
 def forget(connection: Connection) -> None:
@@ -79,6 +93,7 @@ def test_two_sessions_store_what_one_does(
     by_two = contents(billing)
     assert len(second_sessions) == 1
     assert second_sessions[0].closed
+    assert staged(billing) == 0
     assert identity_breaks(billing, start=start, end=LAST) == []
     assert [b for b in interval_breaks(billing) if b["problem"] != "current state differs"] == []
     forget(billing)
@@ -106,6 +121,37 @@ def test_what_fails_in_the_second_session_fails_and_leaves_nothing(
         refresh(billing, start=FIRST, end=LAST, clock=CLOCK, progress=kill)
     assert contents(billing) == {table: [] for table in TABLES}
     refresh(billing, start=FIRST, end=LAST, clock=CLOCK)
+    assert identity_breaks(billing, start=FIRST, end=LAST) == []
+
+
+def test_what_a_killed_refresh_has_staged_is_dropped_by_the_next(
+    billing: Connection, billing_url: str, second_sessions: list[Connection]
+) -> None:
+    write(billing, company())
+    with opened(billing_url, purpose="victim") as victim, pytest.raises(psycopg.OperationalError):
+        refresh(
+            victim,
+            start=FIRST,
+            end=LAST,
+            clock=CLOCK,
+            progress=killing(lambda: victim, at="Computing rates.", url=billing_url),
+        )
+    assert staged(billing) > 0
+    again = refresh(billing, start=FIRST, end=LAST, clock=CLOCK)
+    assert len(second_sessions) == 2
+    assert staged(billing) == 0
+    stored = billing.execute("SELECT count(*) AS n FROM analytics.mrr_movements").fetchone()
+    assert stored == {"n": again.movements}
+    assert identity_breaks(billing, start=FIRST, end=LAST) == []
+
+
+def test_a_session_that_would_not_see_what_is_staged_does_it_all(
+    billing: Connection, second_sessions: list[Connection]
+) -> None:
+    write(billing, company(6))
+    billing.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+    refresh(billing, start=FIRST, end=LAST, clock=CLOCK)
+    assert second_sessions == []
     assert identity_breaks(billing, start=FIRST, end=LAST) == []
 
 
