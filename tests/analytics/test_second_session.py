@@ -71,7 +71,8 @@ def second_sessions(monkeypatch: pytest.MonkeyPatch) -> list[Connection]:
 
 def staged(connection: Connection) -> int:
     row = connection.execute(
-        "SELECT (SELECT count(*) FROM analytics.staged_intervals) + (SELECT count(*) FROM analytics.staged_movements) AS n"
+        "SELECT (SELECT count(*) FROM analytics.staged_intervals)"
+        " + (SELECT count(*) FROM analytics.staged_movements) AS n"
     ).fetchone()
     assert row is not None
     return int(row["n"])
