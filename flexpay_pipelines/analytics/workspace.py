@@ -327,16 +327,14 @@ def ledger_workspace(connection: Connection, policy: MetricPolicy, known_at: dat
 def stored_workspace(connection: Connection, policy: MetricPolicy) -> Iterator[Workspace]:
     """A workspace over the stored intervals."""
     with connection.transaction():
-        _create(connection)
-        use_rates(connection, None)
-        workspace = Workspace(connection, policy)
-        workspace.see_stored()
-        yield workspace
+        yield lasting_workspace(connection, policy)
         _drop(connection)
         connection.execute("DROP VIEW pg_temp.metric_intervals")
 
 
-def lasting_workspace(connection: Connection, policy: MetricPolicy, *, share: str, table: str) -> Workspace:
+def lasting_workspace(
+    connection: Connection, policy: MetricPolicy, *, share: str = "TRUE", table: str = "run_rate_intervals"
+) -> Workspace:
     """A workspace for as long as the connection lasts, over the intervals of these customers in that table."""
     _create(connection)
     use_rates(connection, None)
