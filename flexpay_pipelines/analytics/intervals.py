@@ -93,7 +93,7 @@ def _replay_everything(
         work.replay_everything()
         if second.there is not None:
             meanwhile()
-        if second.wait_for_staged():
+            second.wait_for_staged()
             queries("analytics_second_session").store_intervals(connection)
     return Touched(ledger["subscriptions"], ledger["since"], 0)
 

@@ -209,11 +209,11 @@ def _keep(
         if first:
             changed: set[date] = set()
             movements: int = named.first_movements(connection, days=days)
-            if second.wait_for_staged():
+            if second.there is not None:
                 movements += queries("analytics_second_session").store_movements(connection)
         else:
             named.insert_movements(connection, days=days)
-            if second.wait_for_staged():
+            if second.there is not None:
                 queries("analytics_second_session").load_movements(connection)
             changed = {row["day"] for row in named.drop_stale_movements(connection, days=days)}
             movements = named.keep_movements(connection, days=days)

@@ -84,11 +84,10 @@ class SecondSession:
             set_up(there.connection)
             step(self._work)
 
-    def wait_for_staged(self) -> bool:
-        """Wait for what is staged, so that the first session can read it; False where there is no second one."""
+    def wait_for_staged(self) -> None:
+        """Wait for what is staged: the first session can read it from then on."""
         if self._staged is not None:
             self._staged.result()
-        return self._staged is not None
 
     def pour(self, connection: Connection, theirs: str, ours: str) -> int:
         """Wait for what was started, and add the rows of its relation to ours of the same columns; gives how many."""

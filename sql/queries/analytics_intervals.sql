@@ -161,7 +161,6 @@ WITH stated AS (
         e.subscription_id,
         e.customer_id,
         e.occurred_at,
-        e.recorded_at,
         e.plan,
         e.payment_frequency,
         e.amount_minor,

@@ -95,6 +95,8 @@ def test_two_sessions_store_what_one_does(
     assert len(second_sessions) == 1
     assert second_sessions[0].closed
     assert staged(billing) == 0
+    marked = billing.execute("SELECT count(*) AS n FROM analytics.run_rate_intervals WHERE event_id < 0").fetchone()
+    assert marked == {"n": 0}
     assert identity_breaks(billing, start=start, end=LAST) == []
     assert [b for b in interval_breaks(billing) if b["problem"] != "current state differs"] == []
     forget(billing)
@@ -156,12 +158,15 @@ def test_a_session_that_would_not_see_what_is_staged_does_it_all(
     assert identity_breaks(billing, start=FIRST, end=LAST) == []
 
 
+@pytest.mark.parametrize(
+    "at", ["Replaying the history", "Computing 261 days", "Computing rates.", "Computing cohorts."]
+)
 def test_a_killed_refresh_takes_the_second_session_with_it(
-    billing: Connection, billing_url: str, second_sessions: list[Connection]
+    billing: Connection, billing_url: str, second_sessions: list[Connection], at: str
 ) -> None:
     write(billing, company(6))
     with opened(billing_url, purpose="victim") as victim, pytest.raises(psycopg.OperationalError):
-        kill = killing(lambda: victim, at="Computing rates.", url=billing_url)
+        kill = killing(lambda: victim, at=at, url=billing_url)
         refresh(victim, start=FIRST, end=LAST, clock=CLOCK, progress=kill)
     assert second_sessions[0].closed
     assert contents(billing) == {table: [] for table in TABLES}
