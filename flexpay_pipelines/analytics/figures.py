@@ -173,6 +173,7 @@ def _compare(work: Workspace, periods: Span, *, days: int, month_ends: bool = Fa
     work.class_changes(covered.grain, covered.until)
     work.summarise(covered, ("total",))
     work.windows(periods, days=days, month_ends=month_ends)
+    work.window_steps(days)
     work.window_changes(days)
 
 

@@ -15,7 +15,7 @@ from flexpay_pipelines.analytics.bulk import first_rows_of
 from flexpay_pipelines.analytics.days import day_of
 from flexpay_pipelines.analytics.policy import Span
 from flexpay_pipelines.analytics.second_session import SecondSession
-from flexpay_pipelines.analytics.stored_cohorts import take_out
+from flexpay_pipelines.analytics.stored_cohorts import moved_within
 from flexpay_pipelines.analytics.workspace import Workspace
 from flexpay_pipelines.sql import queries
 
@@ -24,7 +24,7 @@ from flexpay_pipelines.sql import queries
 class Touched:
     """What a refresh replayed: how many subscriptions, since when they may differ, how far the ledger was read.
 
-    `cohorts`: the month whose stored cohorts no longer hold the touched customers, who are to be put in again.
+    `cohorts`: the month whose stored cohorts differ by what these customers were and are; None: count them anew.
     """
 
     subscriptions: int
@@ -106,12 +106,13 @@ def _replay_touched(work: Workspace, asked: Span, progress: Callable[[str], None
     connection.execute("ANALYZE pg_temp.metric_subscriptions")
     touched = named.touched(connection)
     progress(f"Replaying the history of {touched['subscriptions']} subscriptions that have new events.")
-    cohorts = None
-    if touched["subscriptions"]:
-        cohorts = take_out(work, asked, day_of(connection, touched["since"]))
+    if not touched["subscriptions"]:
+        return Touched(0, None, 0)
+    work.look_up_touched()
+    with moved_within(work, asked, day_of(connection, touched["since"])) as cohorts:
         work.replay_touched()
-        named.insert_fresh(connection)
-        connection.execute("ANALYZE pg_temp.metric_fresh")
         named.forget_stale_intervals(connection)
         named.keep_fresh_intervals(connection)
+        queries("analytics_movements").renew_looked_up(connection)
+    queries("analytics_currencies").insert_touched_currencies(connection)
     return Touched(touched["subscriptions"], touched["since"], 0, cohorts)

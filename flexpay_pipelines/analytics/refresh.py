@@ -87,6 +87,7 @@ def refresh(
         progress("Computing rates.")
         _compare_windows(work, second, whole, base)
         _keep_rates(connection, work, wanted)
+        _keep_steps(work, whole, wanted, base)
         progress("Computing cohorts.")
         keep_cohorts(work, second, whole, touched)
         restated = [day for day in changed if _is_stored(connection, day)]
@@ -119,7 +120,7 @@ def _forget_other_policies(connection: Connection, policy: MetricPolicy) -> None
     }
     zone = queries("analytics_windows").stored_time_zone(connection)
     if stored is not None and (stored != wanted or zone != time_zone(connection).key):
-        for table in ("mrr_movements", "mrr_summary", "churn", "churn_amounts", "cohorts"):
+        for table in ("mrr_movements", "mrr_summary", "churn", "churn_amounts", "churn_steps", "cohorts"):
             _empty(connection, table)
         named.forget_days(connection)
 
@@ -153,15 +154,12 @@ def _sum_customers(work: Workspace, whole: Span) -> date | None:
 def _class_changes(work: Workspace, whole: Span) -> date | None:
     connection = work.connection
     before = whole.first - timedelta(days=1)
-    earlier = lead_in(whole, ROLLING_DAYS)
     # Stored days before all that was touched still stand; anything else is counted from the intervals.
     if queries("analytics_refresh").rates_base(connection, day=before, days=ROLLING_DAYS):
-        # A day that windows leave behind is looked at like one that they take in.
-        left = Span("day", earlier.first, whole.last - timedelta(days=ROLLING_DAYS))
-        work.choose_customers(left.since, left.until)
         work.choose_customers(whole.since, whole.until)
         work.class_changes("day", whole.until)
         return before
+    earlier = lead_in(whole, ROLLING_DAYS)
     first = queries("analytics_intervals").first_instant(connection)
     everybody = first is None or earlier.since <= day_of(connection, first)
     work.choose_customers(None if everybody else earlier.since, earlier.until)
@@ -185,14 +183,12 @@ def _stage_movements(work: Workspace, whole: Span) -> None:
 
 
 def _compare_windows(work: Workspace, second: SecondSession, whole: Span, base: date | None) -> None:
-    def compare(share: Workspace) -> None:
-        share.windows(whole, days=ROLLING_DAYS)
-        share.window_changes(ROLLING_DAYS, base)
-
-    second.start(compare)
-    compare(work)
-    if second.pour(work.connection, "metric_window_changes", "metric_window_changes"):
-        queries("analytics_rates").merge_window_changes(work.connection)
+    step = partial(Workspace.window_steps, days=ROLLING_DAYS, base=base)
+    second.start(step)
+    step(work)
+    second.pour(work.connection, "metric_window_steps", "metric_window_steps")
+    work.windows(whole, days=ROLLING_DAYS)
+    work.window_changes(ROLLING_DAYS, base)
 
 
 def _is_stored(connection: Connection, day: date) -> bool:
@@ -236,6 +232,18 @@ def _keep_rates(connection: Connection, work: Workspace, days: list[date]) -> No
     queries("analytics_refresh").drop_amounts(connection, days=days)
     named.keep_rates(connection, days=days)
     named.keep_amounts(connection, days=days, currencies=work.currencies())
+
+
+def _keep_steps(work: Workspace, whole: Span, days: list[date], base: date | None) -> None:
+    """Keep by what the windows to come differ; without a base that is known of the stored days before, too."""
+    connection = work.connection
+    known = set(days)
+    if base is None:
+        earlier = lead_in(whole, ROLLING_DAYS)
+        stored = queries("analytics_refresh").stored_from(connection, day=earlier.first)
+        known |= {row["day"] for row in stored if row["day"] <= whole.last}
+    queries("analytics_refresh").drop_steps(connection, days=list(known))
+    queries("analytics_rates").keep_steps(connection, days=list(known), currencies=work.currencies())
 
 
 def _value(work: Workspace) -> None:

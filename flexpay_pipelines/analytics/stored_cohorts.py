@@ -6,6 +6,8 @@ retention (`figures`).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date
 from functools import partial
 from typing import TYPE_CHECKING
@@ -21,16 +23,19 @@ if TYPE_CHECKING:
     from flexpay_pipelines.analytics.second_session import SecondSession
 
 
-def take_out(work: Workspace, asked: Span, since: date) -> date | None:
-    """Take the touched customers out of the newest stored month, where nothing before that month has changed.
+@contextmanager
+def moved_within(work: Workspace, asked: Span, since: date) -> Iterator[date | None]:
+    """Take the customers who were looked up out of the newest stored month, and put them in as they are afterwards.
 
-    Gives the month, into which `keep_cohorts` puts them as they are then; None where months must be counted anew.
+    Gives the month, for `keep_cohorts`; None where something before it has changed, so that months are counted anew.
     """
     newest: date | None = queries("analytics_cohorts").newest_month(work.connection)
     if newest is None or asked.last.replace(day=1) != newest or min(since, asked.first) < newest:
-        return None
+        yield None
+        return
     _add_standing(work, newest, -1)
-    return newest
+    yield newest
+    _add_standing(work, newest, 1)
 
 
 def keep_cohorts(work: Workspace, second: SecondSession, whole: Span, touched: Touched) -> None:
@@ -38,7 +43,6 @@ def keep_cohorts(work: Workspace, second: SecondSession, whole: Span, touched: T
     named = queries("analytics_cohorts")
     connection = work.connection
     if touched.cohorts is not None:
-        _add_standing(work, touched.cohorts, 1)
         named.shift_cohorts(connection, period=touched.cohorts)
         named.drop_empty_cohorts(connection, period=touched.cohorts)
         return

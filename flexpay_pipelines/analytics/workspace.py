@@ -30,6 +30,7 @@ _INTERVAL = (
     "country text, event_id bigint"
 )
 _TABLES = {
+    "metric_currencies": "currency text PRIMARY KEY",
     "metric_subscriptions": "subscription_id bigint PRIMARY KEY, touched_from timestamptz NOT NULL",
     "metric_customers": "customer_id bigint PRIMARY KEY",
     "metric_looked_up": _INTERVAL,
@@ -61,8 +62,11 @@ _TABLES = {
     "metric_window_changes": "period date, currency text, customers_churned bigint, joined bigint, "
     "joined_churned bigint, new bigint, reactivation bigint, expansion bigint, contraction bigint, "
     "churn bigint, lost bigint",
+    "metric_window_steps": "known date, period date, currency text, customers_churned bigint, joined bigint, "
+    "joined_churned bigint, new bigint, reactivation bigint, expansion bigint, contraction bigint, "
+    "churn bigint, lost bigint",
     "metric_window_pairs": "customer_id bigint, currency text, first_change date, last_change date, "
-    "first_window date, last_window date, run_before bigint, run_after bigint, with_before boolean, "
+    "next_change date, first_window date, run_before bigint, run_after bigint, with_before boolean, "
     "with_after boolean, with_within boolean, splits boolean, ever_before boolean, pauses bigint",
     "metric_cohort_base": "cohort date, currency text, customers_start bigint, customers bigint, "
     "paying_customers bigint, run_start bigint, run_end bigint",
@@ -88,6 +92,7 @@ _OF_ONE_PASS = (
     "metric_baseline",
     "metric_summary",
     "metric_window_pairs",
+    "metric_window_steps",
     "metric_window_changes",
     "metric_cohort_base",
     "metric_cohorts",
@@ -117,10 +122,18 @@ class Workspace:
             self.connection.execute(sql.SQL("ANALYZE pg_temp.{}").format(sql.Identifier(relation)))
 
     def replay_touched(self) -> None:
-        """Make metric_replayed the intervals of the touched subscriptions, as the ledger has them now."""
-        self._see_ledger(only_touched=True)
-        queries("analytics_intervals").create_replay(self.connection)
-        self._find_repeated()
+        """Fill metric_fresh with the intervals of touched subscriptions since they were, as the ledger has them now.
+
+        The first of each is the stored one in which it stood before.
+        """
+        named = queries("analytics_intervals")
+        named.see_ledger_since_touched(self.connection)
+        named.create_replay(self.connection)
+        if named.insert_fresh(self.connection):
+            self._find_repeated()
+            self.connection.execute("TRUNCATE pg_temp.metric_fresh")
+            named.insert_fresh(self.connection)
+        self._statistics("metric_fresh")
 
     def replay_everything(self, known_at: datetime | None = None) -> None:
         """Fill metric_intervals from the whole ledger as it was known at `known_at` (None: now).
@@ -141,6 +154,11 @@ class Workspace:
             named.forget_touched(self.connection)
             named.insert_intervals(self.connection, marked=False)
 
+    def look_up_touched(self) -> None:
+        """Choose the customers of touched subscriptions, with their intervals as they are stored."""
+        queries("analytics_movements").choose_touched_customers(self.connection)
+        self._statistics("metric_looked_up")
+
     def _see_ledger(self, *, only_touched: bool = False, known_at: datetime | None = None) -> None:
         from psycopg import sql  # noqa: PLC0415
 
@@ -148,7 +166,8 @@ class Workspace:
         known = sql.SQL("TRUE") if known_at is None else sql.SQL("recorded_at <= {}").format(sql.Literal(known_at))
         view = sql.SQL(
             "CREATE OR REPLACE TEMP VIEW metric_ledger AS"
-            " SELECT * FROM billing.subscription_events WHERE {} AND {} AND {}"
+            " SELECT *, cast(NULL AS timestamptz) AS paused_since"
+            " FROM billing.subscription_events WHERE {} AND {} AND {}"
         )
         self.connection.execute(view.format(sql.SQL(touched), known, sql.SQL(self.share)))
 
@@ -178,7 +197,10 @@ class Workspace:
             self.connection.execute(sql.SQL("TRUNCATE pg_temp.{}").format(sql.Identifier(relation)))
 
     def choose_customers(self, since: date | None, until: date) -> None:
-        """Restrict the pass to customers of whom something changes on [since, until); all where `since` is None."""
+        """Restrict the pass to customers of whom something changes on [since, until); all where `since` is None.
+
+        Customers who were looked up before stay in it: nothing of them changes then.
+        """
         named = queries("analytics_movements")
         if since is None:
             named.see_every_customer(self.connection)
@@ -189,14 +211,12 @@ class Workspace:
             until=midnight(self.connection, until),
             paused_churn_days=self.policy.paused_churn_days,
         )
-        self._statistics("metric_customers")
+        self._statistics("metric_looked_up")
         named.see_chosen_customers(self.connection)
 
     def class_changes(self, grain: Grain, until: date) -> None:
         """From intervals to classed changes per customer and period, for all of the chosen customers' history."""
         named = queries("analytics_movements")
-        named.insert_looked_up(self.connection)
-        self._statistics("metric_looked_up")
         named.insert_plural(self.connection)
         self._statistics("metric_plural")
         named.insert_changes(self.connection, grain=grain, until=midnight(self.connection, until), **self.pauses)
@@ -284,17 +304,20 @@ class Workspace:
         row = queries("analytics_currencies").missing_rate(self.connection, rolling=rolling)
         return None if row is None else (row["currency"], row["day"])
 
-    def window_changes(self, days: int, base: date | None = None) -> None:
-        """Compare both ends of each window.
-
-        `base`: a stored day before the first window; then only customers with a change in the days that windows since
-        have won or lost need be chosen.
-        """
+    def window_steps(self, days: int, base: date | None = None) -> None:
+        """Compare both ends of windows of so many days, as far as changes after `base` (None: all) make them differ."""
         named = queries("analytics_rates")
         named.insert_window_pairs(self.connection, span=days, base=base)
         self._statistics("metric_window_pairs")
         named.set_window_pauses(self.connection)
-        named.insert_window_changes(self.connection, base=base)
+        named.insert_window_steps(self.connection, span=days, base=base)
+
+    def window_changes(self, days: int, base: date | None = None) -> None:
+        """Both ends of each window compared: the steps added up, on top of the stored day `base`, if any.
+
+        Then only customers of whom something changes after it need have been chosen.
+        """
+        queries("analytics_rates").insert_window_changes(self.connection, span=days, base=base)
 
 
 def no_rate(currency: str, day: date, reporting_currency: str) -> BadInput:
@@ -316,6 +339,7 @@ def ledger_workspace(connection: Connection, policy: MetricPolicy, known_at: dat
     """A workspace over intervals replayed from the ledger, as it was known at `known_at` (None: now)."""
     with connection.transaction():
         _create(connection)
+        queries("analytics_currencies").insert_currencies(connection)
         connection.execute(f"CREATE TEMP TABLE metric_intervals ({_INTERVAL})".encode())
         workspace = Workspace(connection, policy)
         workspace.read_ledger(known_at)
@@ -337,6 +361,9 @@ def lasting_workspace(
 ) -> Workspace:
     """A workspace for as long as the connection lasts, over the intervals of these customers in that table."""
     _create(connection)
+    named = queries("analytics_currencies")
+    if not named.insert_stored_currencies(connection):
+        named.insert_currencies(connection)
     use_rates(connection, None)
     workspace = Workspace(connection, policy, share, table)
     workspace.see_stored()
@@ -363,7 +390,6 @@ def _create(connection: Connection) -> None:
         for name, columns in _TABLES.items()
     ]
     connection.execute(sql.SQL("; ").join(tables))
-    queries("analytics_currencies").create_currencies(connection)
     queries("analytics_movements").create_alone(connection)
     queries("analytics_movements").create_classed(connection)
     queries("analytics_movements").create_customer_periods(connection)
@@ -373,7 +399,7 @@ def _drop(connection: Connection, *others: str) -> None:
     """The views go with the tables."""
     from psycopg import sql  # noqa: PLC0415
 
-    names = [sql.Identifier("pg_temp", name) for name in (*others, "metric_currencies", *_TABLES)]
+    names = [sql.Identifier("pg_temp", name) for name in (*others, *_TABLES)]
     connection.execute(
         "DROP VIEW IF EXISTS pg_temp.metric_chosen, pg_temp.metric_replayed, pg_temp.metric_events,"
         " pg_temp.metric_ledger, pg_temp.metric_fx_rates"

@@ -182,13 +182,8 @@ WITH lives AS (
         least(i.valid_to, i.paused_since + make_interval(hours => 24 * cast(:paused_churn_days AS integer))) AS ends_at,
         date_trunc('month', i.valid_from) AS month,
         cast(:last AS timestamptz) + interval '1 month' AS month_end
-    FROM metric_intervals AS i
+    FROM metric_looked_up AS i
     WHERE i.status IN ('active', 'past_due', 'paused')
-        AND i.customer_id IN (
-            SELECT t.customer_id
-            FROM metric_intervals AS t
-            INNER JOIN metric_subscriptions AS s ON t.subscription_id = s.subscription_id
-        )
 ),
 
 -- A run rate that outlasts the month in which it began stands at a month end; at no other can it stand first.

@@ -38,9 +38,18 @@ WITH amounts AS (
     SELECT
         w.period,
         s.currency,
-        s.period = w.last_period AS at_the_end
+        e.at_the_end
     FROM metric_windows AS w
-    INNER JOIN metric_summary AS s ON s.period IN (w.before_period, w.last_period) AND s.kind = 'total'
+    CROSS JOIN LATERAL (
+        SELECT
+w.before_period AS period,
+FALSE AS at_the_end
+        UNION ALL
+        SELECT
+w.last_period AS period,
+TRUE AS at_the_end
+    ) AS e
+    INNER JOIN metric_summary AS s ON e.period = s.period AND s.kind = 'total'
     WHERE s.customers <> 0 OR s.run_end <> 0 OR s.subscriptions <> 0 OR s.paused_subscriptions <> 0
     UNION ALL
     SELECT
@@ -69,10 +78,19 @@ SET
 FROM windows
 WHERE metric_rates.period = windows.period;
 
--- name: create_currencies#
--- description: The table metric_currencies: the currencies that customers pay in, looked for once.
-CREATE TEMP TABLE metric_currencies AS
-SELECT DISTINCT currency FROM billing.customers;
+-- name: insert_currencies()!
+-- description: The currencies that customers pay in, looked for once.
+INSERT INTO metric_currencies (currency) SELECT DISTINCT currency FROM billing.customers;
+
+-- name: insert_stored_currencies()!
+-- description: The same as far as figures are stored; 0 where none are.
+INSERT INTO metric_currencies (currency) SELECT DISTINCT currency FROM analytics.churn_amounts;
+
+-- name: insert_touched_currencies()!
+-- description: The currencies of the customers who were looked up, as those of others may not be stored yet.
+INSERT INTO metric_currencies (currency)
+SELECT DISTINCT currency FROM metric_looked_up
+ON CONFLICT (currency) DO NOTHING;
 
 -- name: currencies()
 -- description: The currencies that customers pay in.

@@ -65,7 +65,9 @@ CREATE TEMPORARY TABLE risk_truth (LIKE analytics.run_rate_intervals) ON COMMIT 
 CREATE TEMPORARY TABLE risk_late (subscription_id bigint PRIMARY KEY, at timestamptz) ON COMMIT DROP;
 CREATE TEMPORARY TABLE metric_intervals (LIKE analytics.run_rate_intervals) ON COMMIT DROP;
 CREATE TEMPORARY VIEW metric_ledger AS
-SELECT e.*
+SELECT
+    e.*,
+    cast(NULL AS timestamptz) AS paused_since
 FROM risk_events AS e
 INNER JOIN risk_late AS l ON e.subscription_id = l.subscription_id AND e.known_at < l.at;
 CREATE TEMPORARY VIEW risk_intervals AS

@@ -147,6 +147,50 @@ WHERE EXISTS (
         AND f.currency = e.currency
 );
 
+-- name: see_ledger_since_touched#
+-- description: The view metric_ledger: events of touched subscriptions since then, after the interval in which each stood before.
+-- All that matters of the events before is in that interval: it comes as an event that makes a subscription what it was.
+CREATE OR REPLACE TEMP VIEW metric_ledger AS
+SELECT
+    i.event_id,
+    i.subscription_id,
+    i.customer_id,
+    'was ' || i.status AS event,
+    i.valid_from AS occurred_at,
+    i.valid_from AS recorded_at,
+    i.plan,
+    i.payment_frequency,
+    i.annualised_minor
+    / CASE i.payment_frequency
+        WHEN 'MONTHLY' THEN 12 WHEN 'WEEKLY' THEN 52 WHEN 'BIWEEKLY' THEN 26 WHEN 'QUARTERLY' THEN 4 WHEN 'YEARLY' THEN 1
+    END AS amount_minor,
+    1 AS quantity,
+    i.currency,
+    i.paused_since
+FROM metric_subscriptions AS t
+CROSS JOIN LATERAL (
+    SELECT s.* FROM analytics.run_rate_intervals AS s
+    WHERE s.subscription_id = t.subscription_id AND s.valid_from < t.touched_from
+    ORDER BY s.valid_from DESC
+    LIMIT 1
+) AS i
+UNION ALL
+SELECT
+    e.event_id,
+    e.subscription_id,
+    e.customer_id,
+    e.event,
+    e.occurred_at,
+    e.recorded_at,
+    e.plan,
+    e.payment_frequency,
+    e.amount_minor,
+    e.quantity,
+    e.currency,
+    cast(NULL AS timestamptz) AS paused_since
+FROM metric_subscriptions AS t
+INNER JOIN billing.subscription_events AS e ON t.subscription_id = e.subscription_id AND t.touched_from <= e.occurred_at;
+
 -- name: create_replay#
 -- description: The view metric_replayed: the events of metric_ledger as intervals, by one sort and one pass in its order.
 -- A state is a letter, an event what it makes of each: unstarted, trial, active, due, paused, suspended, canceled. A pause lasts
@@ -175,6 +219,8 @@ WITH stated AS (
                 WHEN 'recovered' THEN 'dps'
                 WHEN 'suspended' THEN 'adp'
                 WHEN 'trial_started' THEN 'uadpsc'
+                WHEN 'changed' THEN NULL
+                ELSE 'u'
             END,
             CASE e.event
                 WHEN 'started' THEN 'aaaaaa'
@@ -185,11 +231,21 @@ WITH stated AS (
                 WHEN 'recovered' THEN 'aaa'
                 WHEN 'suspended' THEN 'sss'
                 WHEN 'trial_started' THEN 'tttttt'
+                WHEN 'was active' THEN 'a'
+                WHEN 'was paused' THEN 'p'
+                WHEN 'was canceled' THEN 'c'
+                WHEN 'was past_due' THEN 'd'
+                WHEN 'was suspended' THEN 's'
+                WHEN 'was trialing' THEN 't'
             END
         ) OVER w AS state,
         analytics.first_since(
-            CASE e.event WHEN 'changed' THEN NULL WHEN 'paused' THEN 26 ELSE 0 END,
-            CASE WHEN e.event = 'paused' THEN to_char(e.occurred_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') ELSE '' END
+            CASE e.event WHEN 'changed' THEN NULL WHEN 'paused' THEN 26 WHEN 'was paused' THEN 26 ELSE 0 END,
+            CASE
+                WHEN e.event IN ('paused', 'was paused')
+                    THEN to_char(coalesce(e.paused_since, e.occurred_at) AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')
+                ELSE ''
+            END
         ) OVER w AS requested_at,
         lead(e.occurred_at) OVER w AS next_at,
         lag(e.occurred_at, 2) OVER w AS last_but_one_at
@@ -272,29 +328,38 @@ GROUP BY subscription_id;
 -- description: Drops the intervals of the touched subscriptions.
 DELETE FROM metric_intervals WHERE subscription_id IN (SELECT s.subscription_id FROM metric_subscriptions AS s);
 
--- name: insert_fresh()!
--- description: The touched subscriptions replayed, beside what is stored of them.
-INSERT INTO metric_fresh
-SELECT
-    subscription_id,
-    valid_from,
-    valid_to,
-    customer_id,
-    status,
-    paused_since,
-    annualised_minor,
-    plan,
-    payment_frequency,
-    currency,
-    country,
-    event_id
-FROM metric_replayed;
+-- name: insert_fresh()$
+-- description: The touched subscriptions replayed, beside what is stored of them; gives whether an event may repeat one that was
+-- not the last before it.
+WITH replayed AS (
+    SELECT * FROM metric_replayed
+),
+
+written AS (
+    INSERT INTO metric_fresh
+    SELECT
+        subscription_id,
+        valid_from,
+        valid_to,
+        customer_id,
+        status,
+        paused_since,
+        annualised_minor,
+        plan,
+        payment_frequency,
+        currency,
+        country,
+        event_id
+    FROM replayed
+)
+
+SELECT coalesce(bool_or(r.crowded), FALSE) AS crowded FROM replayed AS r;
 
 -- name: forget_stale_intervals()!
 -- description: Drops the intervals of touched subscriptions that begin where none does any more.
 DELETE FROM analytics.run_rate_intervals AS i
 USING metric_subscriptions AS t
-WHERE i.subscription_id = t.subscription_id
+WHERE i.subscription_id = t.subscription_id AND i.valid_from >= t.touched_from
     AND NOT EXISTS (
         SELECT 1 FROM metric_fresh AS f WHERE f.subscription_id = i.subscription_id AND f.valid_from = i.valid_from
     );

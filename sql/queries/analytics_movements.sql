@@ -1,29 +1,61 @@
 -- name: choose_customers(since, until, paused_churn_days)!
--- description: Customers with a boundary in [since, until): an interval that begins there, or a pause that ages out.
+-- description: Looks up customers with a boundary in [since, until): an interval that begins there, or a pause that ages out.
 -- Events open intervals and pauses: those that open none choose somebody of whom nothing changes.
-INSERT INTO metric_customers (customer_id)
-SELECT e.customer_id
-FROM billing.subscription_events AS e
-WHERE e.occurred_at >= :since AND e.occurred_at < :until
-UNION
-SELECT e.customer_id
-FROM billing.subscription_events AS e
-WHERE e.event = 'paused'
-    AND e.occurred_at >= :since - make_interval(hours => 24 * cast(:paused_churn_days AS integer))
-    AND e.occurred_at < :until - make_interval(hours => 24 * cast(:paused_churn_days AS integer))
-ON CONFLICT (customer_id) DO NOTHING;
+WITH chosen AS (
+    INSERT INTO metric_customers (customer_id)
+    SELECT e.customer_id
+    FROM billing.subscription_events AS e
+    WHERE e.occurred_at >= :since AND e.occurred_at < :until
+    UNION
+    SELECT e.customer_id
+    FROM billing.subscription_events AS e
+    WHERE e.event = 'paused'
+        AND e.occurred_at >= :since - make_interval(hours => 24 * cast(:paused_churn_days AS integer))
+        AND e.occurred_at < :until - make_interval(hours => 24 * cast(:paused_churn_days AS integer))
+    ON CONFLICT (customer_id) DO NOTHING
+    RETURNING customer_id
+)
 
--- name: see_chosen_customers#
--- description: The view metric_chosen: the intervals of the chosen customers, which insert_looked_up looks up once.
-CREATE OR REPLACE TEMP VIEW metric_chosen AS
-SELECT * FROM metric_looked_up;
-
--- name: insert_looked_up()!
--- description: The intervals of the chosen customers; none where every customer is chosen.
 INSERT INTO metric_looked_up
 SELECT i.*
-FROM metric_customers AS c
+FROM chosen AS c
 INNER JOIN metric_intervals AS i ON c.customer_id = i.customer_id;
+
+-- name: choose_touched_customers()!
+-- description: Looks up the customers of the touched subscriptions.
+WITH chosen AS (
+    INSERT INTO metric_customers (customer_id)
+    SELECT DISTINCT s.customer_id
+    FROM metric_subscriptions AS t
+    INNER JOIN billing.subscriptions AS s ON t.subscription_id = s.subscription_id
+    RETURNING customer_id
+)
+
+INSERT INTO metric_looked_up
+SELECT i.*
+FROM chosen AS c
+INNER JOIN metric_intervals AS i ON c.customer_id = i.customer_id;
+
+-- name: renew_looked_up()!
+-- description: Puts the touched subscriptions into what was looked up as they are now.
+WITH replaced AS (
+    DELETE FROM metric_looked_up AS l
+    USING (
+        SELECT
+            f.subscription_id,
+            min(f.valid_from) AS since
+        FROM metric_fresh AS f
+        GROUP BY f.subscription_id
+    ) AS r
+    WHERE l.subscription_id = r.subscription_id AND l.valid_from >= r.since
+)
+
+INSERT INTO metric_looked_up SELECT * FROM metric_fresh;
+
+-- name: see_chosen_customers#
+-- description: The view metric_chosen: the intervals of the chosen customers, which are looked up once.
+CREATE OR REPLACE TEMP VIEW metric_chosen AS
+SELECT * FROM metric_looked_up;
 
 -- name: see_every_customer#
 -- description: The same where every customer is chosen: read in the order in which they are stored.

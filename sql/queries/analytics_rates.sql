@@ -1,7 +1,8 @@
 -- name: insert_window_pairs(span, base)!
--- description: For each customer the first and last change that windows of so many days hold, and which windows those are.
+-- description: For each customer the first and last change that windows of so many days can hold, from which window on they hold
+-- no earlier one, and the change after, which is in all later windows.
 INSERT INTO metric_window_pairs (
-    customer_id, currency, first_change, last_change, first_window, last_window, run_before, run_after, with_before, with_after,
+    customer_id, currency, first_change, last_change, next_change, first_window, run_before, run_after, with_before, with_after,
     with_within, splits, ever_before, pauses
 )
 WITH numbered AS (
@@ -11,8 +12,8 @@ WITH numbered AS (
         lead(c.period) OVER w AS next_period,
         sum(cast(c.with_after AS integer)) OVER w AS times_with
     FROM metric_customer_periods AS c
-    -- What lies further back than a window before the first change that counts bounds no window.
-    WHERE c.period + 2 * cast(:span AS integer) > coalesce(cast(:base AS date), '-infinity')
+    -- What no window since the base holds bounds none.
+    WHERE c.period + cast(:span AS integer) > coalesce(cast(:base AS date), '-infinity')
     WINDOW w AS (PARTITION BY c.customer_id ORDER BY c.period)
 ),
 
@@ -33,7 +34,6 @@ pairs AS (
         a.ever_before,
         a.paused + a.resumed AS pauses
     FROM numbered AS a
-    WHERE a.period + cast(:span AS integer) > coalesce(cast(:base AS date), '-infinity')
     UNION ALL
     -- Few customers change twice within a window.
     SELECT
@@ -55,35 +55,33 @@ pairs AS (
     INNER JOIN numbered AS z
         ON a.customer_id = z.customer_id AND a.period < z.period AND a.period + cast(:span AS integer) > z.period
     WHERE a.next_period < a.period + cast(:span AS integer)
-        AND a.period + cast(:span AS integer) > coalesce(cast(:base AS date), '-infinity')
 ),
 
--- From the first window that no longer holds the change before to the last that does not hold the one after.
 bounded AS (
     SELECT
         p.*,
-        greatest(p.last_change, p.previous_period + cast(:span AS integer)) AS first_window,
-        least(p.next_period - 1, p.first_change + cast(:span AS integer) - 1) AS last_window
+        greatest(p.last_change, p.previous_period + cast(:span AS integer)) AS first_window
     FROM pairs AS p
+    WHERE coalesce(p.next_period, p.last_change) > coalesce(cast(:base AS date), '-infinity')
 )
 
 SELECT
-    p.customer_id,
-    p.currency,
-    p.first_change,
-    p.last_change,
-    p.first_window,
-    p.last_window,
-    p.run_before,
-    p.run_after,
-    p.with_before,
-    p.with_after,
-    p.with_within,
-    p.splits,
-    p.ever_before,
-    p.pauses
-FROM bounded AS p
-WHERE p.first_window <= p.last_window;
+    b.customer_id,
+    b.currency,
+    b.first_change,
+    b.last_change,
+    b.next_period,
+    b.first_window,
+    b.run_before,
+    b.run_after,
+    b.with_before,
+    b.with_after,
+    b.with_within,
+    b.splits,
+    b.ever_before,
+    b.pauses
+FROM bounded AS b
+WHERE b.first_window < b.first_change + cast(:span AS integer);
 
 -- name: set_window_pauses()!
 -- description: Where windows hold several changes: which subscriptions were paused or came back between their ends.
@@ -122,14 +120,16 @@ FROM pauses
 WHERE metric_window_pairs.customer_id = pauses.customer_id AND metric_window_pairs.first_change = pauses.first_change
     AND metric_window_pairs.last_change = pauses.last_change;
 
--- name: insert_window_changes(base)!
--- description: Both ends of each window compared and classed as one period: what begins with a window, less what has ended.
-INSERT INTO metric_window_changes (
-    period, currency, customers_churned, joined, joined_churned, new, reactivation, expansion, contraction, churn, lost
+-- name: insert_window_steps(span, base)!
+-- description: Both ends of each window compared and classed as one period: from which window on and by what they differ from those
+-- before, and on which day that is known. A pair lasts until its first change leaves the window; a next change ends it before.
+INSERT INTO metric_window_steps (
+    known, period, currency, customers_churned, joined, joined_churned, new, reactivation, expansion, contraction, churn, lost
 )
 WITH classed AS (
     SELECT
         p.*,
+        p.first_change + cast(:span AS integer) AS left_window,
         p.run_after - p.run_before - CASE WHEN p.splits THEN p.pauses ELSE 0 END AS rest
     FROM metric_window_pairs AS p
 ),
@@ -137,8 +137,10 @@ WITH classed AS (
 counted AS (
     SELECT
         c.currency,
+        c.last_change,
+        c.next_change,
         c.first_window,
-        c.last_window,
+        c.left_window,
         cast(c.with_before AND NOT c.with_after AS integer) AS customers_churned,
         cast(NOT c.with_before AND c.with_within AS integer) AS joined,
         cast(NOT c.with_before AND c.with_within AND NOT c.with_after AS integer) AS joined_churned,
@@ -149,38 +151,87 @@ counted AS (
         CASE WHEN c.splits AND NOT c.with_after THEN -c.rest ELSE 0 END AS churn,
         greatest(c.run_before - c.run_after, 0) AS lost
     FROM classed AS c
-),
+)
 
-steps AS (
+SELECT
+    e.known,
+    e.period,
+    c.currency,
+    sum(e.sign * c.customers_churned) AS customers_churned,
+    sum(e.sign * c.joined) AS joined,
+    sum(e.sign * c.joined_churned) AS joined_churned,
+    sum(e.sign * c.new) AS new,
+    sum(e.sign * c.reactivation) AS reactivation,
+    sum(e.sign * c.expansion) AS expansion,
+    sum(e.sign * c.contraction) AS contraction,
+    sum(e.sign * c.churn) AS churn,
+    sum(e.sign * c.lost) AS lost
+FROM counted AS c
+CROSS JOIN LATERAL (
     SELECT
-        c.currency,
-        e.period,
-        sum(e.sign * c.customers_churned) AS customers_churned,
-        sum(e.sign * c.joined) AS joined,
-        sum(e.sign * c.joined_churned) AS joined_churned,
-        sum(e.sign * c.new) AS new,
-        sum(e.sign * c.reactivation) AS reactivation,
-        sum(e.sign * c.expansion) AS expansion,
-        sum(e.sign * c.contraction) AS contraction,
-        sum(e.sign * c.churn) AS churn,
-        sum(e.sign * c.lost) AS lost
-    FROM counted AS c
-    CROSS JOIN LATERAL (
-        SELECT
+c.last_change AS known,
 c.first_window AS period,
 1 AS sign
-        UNION ALL
-        SELECT
-c.last_window + 1 AS period,
--1 AS sign
-    ) AS e
-    WHERE e.period > coalesce(cast(:base AS date), '-infinity')
-    GROUP BY c.currency, e.period
     UNION ALL
-    -- Windows after a stored one are built on it.
     SELECT
+c.last_change AS known,
+c.left_window AS period,
+-1 AS sign
+    UNION ALL
+    SELECT
+c.next_change AS known,
+greatest(c.next_change, c.first_window) AS period,
+-1 AS sign
+    WHERE c.next_change < c.left_window
+    UNION ALL
+    SELECT
+c.next_change AS known,
+c.left_window AS period,
+1 AS sign
+    WHERE c.next_change < c.left_window
+) AS e
+WHERE e.known > coalesce(cast(:base AS date), '-infinity')
+GROUP BY e.known, e.period, c.currency;
+
+-- name: insert_window_changes(span, base)!
+-- description: What both ends of each window amount to: the sum of the steps up to it, on top of a stored window where there is one.
+INSERT INTO metric_window_changes (
+    period, currency, customers_churned, joined, joined_churned, new, reactivation, expansion, contraction, churn, lost
+)
+WITH steps AS (
+    SELECT
+        period,
         currency,
+        sum(customers_churned) AS customers_churned,
+        sum(joined) AS joined,
+        sum(joined_churned) AS joined_churned,
+        sum(new) AS new,
+        sum(reactivation) AS reactivation,
+        sum(expansion) AS expansion,
+        sum(contraction) AS contraction,
+        sum(churn) AS churn,
+        sum(lost) AS lost
+    FROM metric_window_steps
+    GROUP BY period, currency
+    UNION ALL
+    SELECT
         day AS period,
+        currency,
+        customers_churned,
+        joined,
+        joined_churned,
+        new_minor,
+        reactivation_minor,
+        expansion_minor,
+        contraction_minor,
+        churn_minor,
+        lost_minor
+    FROM analytics.churn_steps
+    WHERE known_day > cast(:base AS date) - cast(:span AS integer) AND known_day <= :base AND day > :base
+    UNION ALL
+    SELECT
+        day AS period,
+        currency,
         customers_churned,
         joined,
         joined_churned,
@@ -210,29 +261,47 @@ FROM metric_windows AS w
 INNER JOIN steps AS s ON w.last_period >= s.period
 GROUP BY w.period, s.currency;
 
--- name: merge_window_changes()!
--- description: Makes one row of the rows of a window and currency.
-WITH parts AS (
-    DELETE FROM metric_window_changes RETURNING *
+-- name: keep_steps(days, currencies)!
+-- description: Stores the steps that are known on these days, and for each day that they are.
+INSERT INTO analytics.churn_steps (
+    known_day, day, currency, customers_churned, joined, joined_churned, new_minor, reactivation_minor, expansion_minor,
+    contraction_minor, churn_minor, lost_minor
+)
+WITH steps AS (
+    SELECT * FROM metric_window_steps WHERE known = any(cast(:days AS date []))
+    UNION ALL
+    SELECT
+        d.day AS known,
+        d.day AS period,
+        c.currency,
+        0 AS customers_churned,
+        0 AS joined,
+        0 AS joined_churned,
+        0 AS new,
+        0 AS reactivation,
+        0 AS expansion,
+        0 AS contraction,
+        0 AS churn,
+        0 AS lost
+    FROM unnest(cast(:days AS date [])) AS d (day)
+    CROSS JOIN unnest(cast(:currencies AS text [])) AS c (currency)
 )
 
-INSERT INTO metric_window_changes (
-    period, currency, customers_churned, joined, joined_churned, new, reactivation, expansion, contraction, churn, lost
-)
 SELECT
+    known,
     period,
     currency,
     sum(customers_churned) AS customers_churned,
     sum(joined) AS joined,
     sum(joined_churned) AS joined_churned,
-    sum(new) AS new,
-    sum(reactivation) AS reactivation,
-    sum(expansion) AS expansion,
-    sum(contraction) AS contraction,
-    sum(churn) AS churn,
-    sum(lost) AS lost
-FROM parts
-GROUP BY period, currency;
+    sum(new) AS new_minor,
+    sum(reactivation) AS reactivation_minor,
+    sum(expansion) AS expansion_minor,
+    sum(contraction) AS contraction_minor,
+    sum(churn) AS churn_minor,
+    sum(lost) AS lost_minor
+FROM steps
+GROUP BY known, period, currency;
 
 -- name: insert_rate_rows(definition)!
 -- description: The rates of each window over all currencies; null where a denominator is 0 or an exchange rate is unknown.

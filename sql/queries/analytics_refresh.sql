@@ -153,11 +153,18 @@ DELETE FROM analytics.churn WHERE day = any(cast(:days AS date[]));
 -- description: Makes room for what these rates are computed from.
 DELETE FROM analytics.churn_amounts WHERE day = any(cast(:days AS date[]));
 
+-- name: drop_steps(days)!
+-- description: Makes room for the steps that are known on these days.
+DELETE FROM analytics.churn_steps WHERE known_day = any(cast(:days AS date[]));
+
 -- name: rates_base(day, days)$
--- description: Whether rates can be built on those of a day: it and so many days to its end are stored.
+-- description: Whether rates can be built on those of a day: they and the steps of so many days to its end are stored.
 SELECT
     EXISTS (SELECT 1 FROM analytics.churn_amounts WHERE day = :day)
-    AND (SELECT count(*) FROM analytics.snapshots WHERE day > cast(:day AS date) - cast(:days AS integer) AND day <= :day) = :days
+    AND (
+        SELECT count(DISTINCT known_day) FROM analytics.churn_steps
+        WHERE known_day > cast(:day AS date) - cast(:days AS integer) AND known_day <= :day
+    ) = :days
     AS stands;
 
 -- name: days_to_value(computed, span)$

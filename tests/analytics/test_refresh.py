@@ -28,7 +28,7 @@ from tests.analytics.reference import Event
 CLOCK = FixedClock(datetime(2026, 1, 1, tzinfo=UTC))
 FIRST = ORIGIN.date()
 LAST = FIRST + timedelta(days=DAYS + 110)
-TABLES = ("run_rate_intervals", "mrr_movements", "mrr_summary", "churn", "churn_amounts", "cohorts")
+TABLES = ("run_rate_intervals", "mrr_movements", "mrr_summary", "churn", "churn_amounts", "churn_steps", "cohorts")
 
 
 def contents(connection: Connection) -> dict[str, list[tuple[object, ...]]]:
