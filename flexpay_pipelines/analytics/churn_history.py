@@ -127,6 +127,7 @@ def _copy_sample(connection: Connection, sample: int) -> None:
     named = queries("analytics_features")
     named.open_terms(connection)
     named.open_history(connection)
+    queries("analytics_intervals").see_payers(connection)
     queries("analytics_intervals").create_replay(connection)
     named.sample_customers(connection, share=sample / max(named.count_customers(connection), 1))
     connection.execute("ANALYZE pg_temp.risk_customers")

@@ -31,7 +31,7 @@ _INTERVAL = (
 )
 _TABLES = {
     "metric_currencies": "currency text PRIMARY KEY",
-    "metric_subscriptions": "subscription_id bigint PRIMARY KEY, touched_from timestamptz NOT NULL",
+    "metric_subscriptions": "subscription_id bigint PRIMARY KEY, customer_id bigint NOT NULL, touched_from timestamptz NOT NULL",
     "metric_customers": "customer_id bigint PRIMARY KEY",
     "metric_looked_up": _INTERVAL,
     "metric_plural": "customer_id bigint PRIMARY KEY",
@@ -73,6 +73,7 @@ _TABLES = {
     "metric_rate_rows": "period text, definition text, currency text, customers_start bigint, "
     "customers_churned bigint, customer_churn_rate numeric, gross_mrr_churn numeric, net_mrr_churn numeric, "
     "nrr numeric, grr numeric, quick_ratio numeric, arpa numeric, ltv numeric, pause_rate numeric",
+    "metric_before": _INTERVAL,
     "metric_fresh": _INTERVAL,
     "metric_cohort_changes": "cohort date, currency text, customers bigint, paying_customers bigint, run bigint",
     "metric_cohorts": "cohort date, period date, currency text, customers_start bigint, customers bigint, "
@@ -127,6 +128,8 @@ class Workspace:
         The first of each is the stored one in which it stood before.
         """
         named = queries("analytics_intervals")
+        named.insert_before(self.connection)
+        self._statistics("metric_before")
         named.see_ledger_since_touched(self.connection)
         named.create_replay(self.connection)
         if named.insert_fresh(self.connection):
@@ -170,6 +173,7 @@ class Workspace:
             " FROM billing.subscription_events WHERE {} AND {} AND {}"
         )
         self.connection.execute(view.format(sql.SQL(touched), known, sql.SQL(self.share)))
+        queries("analytics_intervals").see_payers(self.connection)
 
     def _find_repeated(self) -> None:
         queries("analytics_intervals").insert_repeated(self.connection)
@@ -402,7 +406,7 @@ def _drop(connection: Connection, *others: str) -> None:
     names = [sql.Identifier("pg_temp", name) for name in (*others, *_TABLES)]
     connection.execute(
         "DROP VIEW IF EXISTS pg_temp.metric_chosen, pg_temp.metric_replayed, pg_temp.metric_events,"
-        " pg_temp.metric_ledger, pg_temp.metric_fx_rates"
+        " pg_temp.metric_ledger, pg_temp.metric_payers, pg_temp.metric_fx_rates"
     )
     connection.execute("DROP TABLE IF EXISTS pg_temp.metric_repeated")
     connection.execute(sql.SQL("DROP TABLE {} CASCADE").format(sql.SQL(", ").join(names)))

@@ -89,7 +89,8 @@ TRUNCATE pg_temp.risk_late, pg_temp.metric_intervals, pg_temp.metric_repeated;
 
 -- name: close_history#
 -- description: Leaves nothing behind.
-DROP VIEW pg_temp.risk_intervals, pg_temp.metric_replayed, pg_temp.metric_events, pg_temp.metric_ledger;
+DROP VIEW pg_temp.risk_intervals, pg_temp.metric_replayed, pg_temp.metric_events, pg_temp.metric_ledger,
+pg_temp.metric_payers;
 DROP TABLE pg_temp.risk_customers, pg_temp.risk_events, pg_temp.risk_payments, pg_temp.risk_credits, pg_temp.risk_truth,
 pg_temp.risk_late, pg_temp.metric_intervals, pg_temp.metric_repeated, pg_temp.risk_features;
 

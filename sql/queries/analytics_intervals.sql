@@ -68,16 +68,18 @@ SELECT coalesce(max(event_id), 0) AS event_id FROM billing.subscription_events;
 
 -- name: touch_new_events(event_high_water, late)!
 -- description: The subscriptions that have events above the mark or committed late below it, and since when they may differ.
-INSERT INTO metric_subscriptions (subscription_id, touched_from)
+INSERT INTO metric_subscriptions (subscription_id, customer_id, touched_from)
 WITH unseen AS (
     SELECT
         e.subscription_id,
+        e.customer_id,
         e.occurred_at
     FROM billing.subscription_events AS e
     WHERE e.event_id > :event_high_water
     UNION ALL
     SELECT
         e.subscription_id,
+        e.customer_id,
         e.occurred_at
     FROM unnest(cast(:late AS int8multirange)) AS g (ids)
     INNER JOIN billing.subscription_events AS e ON e.event_id >= lower(g.ids) AND e.event_id < upper(g.ids)
@@ -85,6 +87,7 @@ WITH unseen AS (
 
 SELECT
     subscription_id,
+    min(customer_id) AS customer_id,
     min(occurred_at) AS touched_from
 FROM unseen
 GROUP BY subscription_id;
@@ -95,9 +98,10 @@ WITH moved AS (
     DELETE FROM analytics.moved_customers RETURNING customer_id
 )
 
-INSERT INTO metric_subscriptions (subscription_id, touched_from)
+INSERT INTO metric_subscriptions (subscription_id, customer_id, touched_from)
 SELECT
     i.subscription_id,
+    min(i.customer_id) AS customer_id,
     min(i.valid_from) AS touched_from
 FROM moved AS m
 INNER JOIN analytics.run_rate_intervals AS i ON m.customer_id = i.customer_id
@@ -147,33 +151,36 @@ WHERE EXISTS (
         AND f.currency = e.currency
 );
 
+-- name: insert_before()!
+-- description: The stored interval in which each touched subscription stood before; none where it did not exist.
+INSERT INTO metric_before
+SELECT l.*
+FROM metric_subscriptions AS t
+INNER JOIN metric_looked_up AS l ON t.subscription_id = l.subscription_id
+WHERE l.valid_from < t.touched_from AND (l.valid_to IS NULL OR l.valid_to >= t.touched_from);
+
 -- name: see_ledger_since_touched#
 -- description: The view metric_ledger: events of touched subscriptions since then, after the interval in which each stood before.
--- All that matters of the events before is in that interval: it comes as an event that makes a subscription what it was.
+-- All that matters of earlier events is in that interval: it comes as an event that makes a subscription what it was. A customer
+-- has the country that he had then, as whoever has moved is touched from the beginning.
 CREATE OR REPLACE TEMP VIEW metric_ledger AS
 SELECT
-    i.event_id,
-    i.subscription_id,
-    i.customer_id,
-    'was ' || i.status AS event,
-    i.valid_from AS occurred_at,
-    i.valid_from AS recorded_at,
-    i.plan,
-    i.payment_frequency,
-    i.annualised_minor
-    / CASE i.payment_frequency
+    b.event_id,
+    b.subscription_id,
+    b.customer_id,
+    'was ' || b.status AS event,
+    b.valid_from AS occurred_at,
+    b.valid_from AS recorded_at,
+    b.plan,
+    b.payment_frequency,
+    b.annualised_minor
+    / CASE b.payment_frequency
         WHEN 'MONTHLY' THEN 12 WHEN 'WEEKLY' THEN 52 WHEN 'BIWEEKLY' THEN 26 WHEN 'QUARTERLY' THEN 4 WHEN 'YEARLY' THEN 1
     END AS amount_minor,
     1 AS quantity,
-    i.currency,
-    i.paused_since
-FROM metric_subscriptions AS t
-CROSS JOIN LATERAL (
-    SELECT s.* FROM analytics.run_rate_intervals AS s
-    WHERE s.subscription_id = t.subscription_id AND s.valid_from < t.touched_from
-    ORDER BY s.valid_from DESC
-    LIMIT 1
-) AS i
+    b.currency,
+    b.paused_since
+FROM metric_before AS b
 UNION ALL
 SELECT
     e.event_id,
@@ -190,11 +197,34 @@ SELECT
     cast(NULL AS timestamptz) AS paused_since
 FROM metric_subscriptions AS t
 INNER JOIN billing.subscription_events AS e ON t.subscription_id = e.subscription_id AND t.touched_from <= e.occurred_at;
+CREATE OR REPLACE TEMP VIEW metric_payers AS
+SELECT DISTINCT
+    customer_id,
+    currency,
+    country
+FROM metric_before
+UNION ALL
+SELECT
+    c.customer_id,
+    c.currency,
+    c.country
+FROM metric_customers AS m
+INNER JOIN billing.customers AS c ON m.customer_id = c.customer_id
+WHERE m.customer_id NOT IN (SELECT b.customer_id FROM metric_before AS b);
+
+-- name: see_payers#
+-- description: The view metric_payers: what every customer is.
+CREATE OR REPLACE TEMP VIEW metric_payers AS
+SELECT
+    customer_id,
+    currency,
+    country
+FROM billing.customers;
 
 -- name: create_replay#
--- description: The view metric_replayed: the events of metric_ledger as intervals, by one sort and one pass in its order.
--- A state is a letter, an event what it makes of each: unstarted, trial, active, due, paused, suspended, canceled. A pause lasts
--- since the first request after whatever neither pauses nor changes: all else ends it. Crowded: three events or more at once.
+-- description: The view metric_replayed: the events of metric_ledger, with what their customers in metric_payers are, as intervals.
+-- One sort, one pass. A state is a letter, an event what it makes of each: unstarted, trial, active, due, paused, suspended,
+-- canceled. A pause lasts since the first request after whatever neither pauses nor changes: all else ends it. Crowded: three events or more at once.
 CREATE TEMP TABLE metric_repeated (event_id bigint PRIMARY KEY) ON COMMIT DROP;
 CREATE TEMP VIEW metric_events AS
 SELECT * FROM metric_ledger WHERE event_id NOT IN (SELECT event_id FROM metric_repeated);
@@ -277,7 +307,7 @@ SELECT
     s.event_id,
     coalesce(s.last_but_one_at = s.occurred_at, FALSE) AS crowded
 FROM stated AS s
-INNER JOIN billing.customers AS c ON s.customer_id = c.customer_id
+INNER JOIN metric_payers AS c ON s.customer_id = c.customer_id
 -- What lasted no time is no interval.
 WHERE s.next_at IS NULL OR s.next_at > s.occurred_at;
 
@@ -316,9 +346,10 @@ FROM metric_replayed;
 
 -- name: touch_crowded()!
 -- description: The subscriptions with a marked interval: only there can an event repeat one that was not the last before it.
-INSERT INTO metric_subscriptions (subscription_id, touched_from)
+INSERT INTO metric_subscriptions (subscription_id, customer_id, touched_from)
 SELECT
     subscription_id,
+    min(customer_id) AS customer_id,
     min(valid_from) AS touched_from
 FROM metric_intervals
 WHERE event_id < 0
@@ -359,9 +390,10 @@ SELECT coalesce(bool_or(r.crowded), FALSE) AS crowded FROM replayed AS r;
 -- description: Drops the intervals of touched subscriptions that begin where none does any more.
 DELETE FROM analytics.run_rate_intervals AS i
 USING metric_subscriptions AS t
-WHERE i.subscription_id = t.subscription_id AND i.valid_from >= t.touched_from
+INNER JOIN metric_looked_up AS l ON t.subscription_id = l.subscription_id AND t.touched_from <= l.valid_from
+WHERE i.subscription_id = l.subscription_id AND i.valid_from = l.valid_from
     AND NOT EXISTS (
-        SELECT 1 FROM metric_fresh AS f WHERE f.subscription_id = i.subscription_id AND f.valid_from = i.valid_from
+        SELECT 1 FROM metric_fresh AS f WHERE f.subscription_id = l.subscription_id AND f.valid_from = l.valid_from
     );
 
 -- name: keep_fresh_intervals()!
@@ -384,7 +416,7 @@ SELECT
     f.country,
     f.event_id
 FROM metric_fresh AS f
-LEFT JOIN analytics.run_rate_intervals AS s ON f.subscription_id = s.subscription_id AND f.valid_from = s.valid_from
+LEFT JOIN metric_looked_up AS s ON f.subscription_id = s.subscription_id AND f.valid_from = s.valid_from
 WHERE f.* IS DISTINCT FROM s.*
 ON CONFLICT (subscription_id, valid_from) DO UPDATE SET
     valid_to = excluded.valid_to,

@@ -25,9 +25,7 @@ INNER JOIN metric_intervals AS i ON c.customer_id = i.customer_id;
 -- description: Looks up the customers of the touched subscriptions.
 WITH chosen AS (
     INSERT INTO metric_customers (customer_id)
-    SELECT DISTINCT s.customer_id
-    FROM metric_subscriptions AS t
-    INNER JOIN billing.subscriptions AS s ON t.subscription_id = s.subscription_id
+    SELECT DISTINCT t.customer_id FROM metric_subscriptions AS t
     RETURNING customer_id
 )
 
