@@ -154,12 +154,12 @@ def _sum_customers(work: Workspace, whole: Span) -> date | None:
 def _class_changes(work: Workspace, whole: Span) -> date | None:
     connection = work.connection
     before = whole.first - timedelta(days=1)
+    earlier = lead_in(whole, ROLLING_DAYS)
     # Stored days before all that was touched still stand; anything else is counted from the intervals.
     if queries("analytics_refresh").rates_base(connection, day=before, days=ROLLING_DAYS):
         work.choose_customers(whole.since, whole.until)
-        work.class_changes("day", whole.until)
+        work.class_changes("day", whole.until, back_to=earlier.first)
         return before
-    earlier = lead_in(whole, ROLLING_DAYS)
     first = queries("analytics_intervals").first_instant(connection)
     everybody = first is None or earlier.since <= day_of(connection, first)
     work.choose_customers(None if everybody else earlier.since, earlier.until)

@@ -35,6 +35,7 @@ _TABLES = {
     "metric_customers": "customer_id bigint PRIMARY KEY",
     "metric_looked_up": _INTERVAL,
     "metric_plural": "customer_id bigint PRIMARY KEY",
+    "metric_paid_before": "subscription_id bigint PRIMARY KEY, customer_id bigint NOT NULL",
     "metric_periods": "period date PRIMARY KEY",
     "metric_windows": "period date PRIMARY KEY, label text, last_period date, before_period date, "
     "before_day date, last_day date",
@@ -83,6 +84,7 @@ _OF_ONE_PASS = (
     "metric_customers",
     "metric_looked_up",
     "metric_plural",
+    "metric_paid_before",
     "metric_periods",
     "metric_windows",
     "metric_rates",
@@ -218,12 +220,20 @@ class Workspace:
         self._statistics("metric_looked_up")
         named.see_chosen_customers(self.connection)
 
-    def class_changes(self, grain: Grain, until: date) -> None:
-        """From intervals to classed changes per customer and period, for all of the chosen customers' history."""
+    def class_changes(self, grain: Grain, until: date, back_to: date | None = None) -> None:
+        """From intervals to classed changes per customer and period, for all of the chosen customers' history.
+
+        `back_to`: the first day whose changes matter, at day grain. Of what was before, only what stood is looked at.
+        """
+        began = "-infinity" if back_to is None else midnight(self.connection, back_to)
         named = queries("analytics_movements")
         named.insert_plural(self.connection)
         self._statistics("metric_plural")
-        named.insert_changes(self.connection, grain=grain, until=midnight(self.connection, until), **self.pauses)
+        if back_to is not None:
+            named.insert_paid_before(self.connection, back_to=began, **self.pauses)
+        named.insert_changes(
+            self.connection, grain=grain, until=midnight(self.connection, until), back_to=began, **self.pauses
+        )
         self._statistics("metric_changes")
         named.insert_several(self.connection)
         self._statistics("metric_several")

@@ -70,8 +70,21 @@ WHERE valid_to IS NULL
 GROUP BY customer_id
 HAVING count(*) > 1;
 
--- name: insert_changes(grain, included, paused_churn_days, until)!
+-- name: insert_paid_before(included, paused_churn_days, back_to)!
+-- description: The chosen customers' subscriptions that paid more than nothing at the end of some day before their history begins.
+INSERT INTO metric_paid_before (subscription_id, customer_id)
+SELECT DISTINCT
+    i.subscription_id,
+    i.customer_id
+FROM metric_chosen AS i
+WHERE i.valid_to < :back_to AND i.annualised_minor > 0
+    AND (i.status IN ('active', 'past_due') OR (i.status = 'paused' AND :included))
+    AND cast(least(i.valid_to, i.paused_since + make_interval(hours => 24 * cast(:paused_churn_days AS integer))) AS date)
+    > cast(i.valid_from AS date);
+
+-- name: insert_changes(grain, included, paused_churn_days, until, back_to)!
 -- description: For the chosen customers, each period at whose end a subscription stands otherwise than at the end before.
+-- Where their history begins later than they do, the first one says how a subscription stood then, and when it came to that.
 INSERT INTO metric_changes (
     subscription_id, customer_id, currency, country, alone, period, kind_before, kind_after, run_before, run_after, paused_before,
     paused_after, plan_before, plan_after, frequency_before, frequency_after, ever_before, class
@@ -81,6 +94,7 @@ WITH lives AS NOT MATERIALIZED (
         c.*,
         c.paused_since + make_interval(hours => 24 * cast(:paused_churn_days AS integer)) AS ages_out_at
     FROM metric_chosen AS c
+    WHERE c.valid_to IS NULL OR c.valid_to >= :back_to
 ),
 
 -- An interval in which a pause ages out holds two.
@@ -143,7 +157,8 @@ steps AS (
         lag(e.annualised_minor) OVER w AS annualised_before,
         lag(e.plan) OVER w AS plan_before,
         lag(e.payment_frequency) OVER w AS frequency_before,
-        coalesce(bool_or(e.kind = 'counted' AND e.annualised_minor > 0) OVER w, FALSE) AS ever_before
+        coalesce(bool_or(e.kind = 'counted' AND e.annualised_minor > 0) OVER w, FALSE)
+        OR e.subscription_id IN (SELECT p.subscription_id FROM metric_paid_before AS p) AS ever_before
     FROM ends AS e
     WINDOW w AS (PARTITION BY e.subscription_id ORDER BY e.at ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
 )
@@ -331,7 +346,8 @@ levels AS (
         cast(sum(n.run_change) OVER w AS bigint) AS run_after,
         cast(sum(n.paused_change) OVER w AS bigint) AS paused_after,
         -- Who has ever paid did so with the change of some subscription.
-        count(*) FILTER (WHERE n.pays) OVER w > cast(n.pays AS integer) AS ever_before
+        count(*) FILTER (WHERE n.pays) OVER w > cast(n.pays AS integer)
+        OR n.customer_id IN (SELECT p.customer_id FROM metric_paid_before AS p) AS ever_before
     FROM net AS n
     WINDOW w AS (PARTITION BY n.customer_id ORDER BY n.period ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)
 ),
