@@ -59,7 +59,8 @@ def bring_intervals_up_to_date(
     if known is None:
         touched = _replay_everything(work, progress, second, meanwhile)
     else:
-        named.touch_new_events(connection, event_high_water=mark, late=extent["late"])
+        named.insert_unseen(connection, event_high_water=mark, late=extent["late"])
+        named.touch_unseen(connection)
         touched = _replay_touched(work, asked, progress)
     unsettled = [*extent["gaps"]]
     if known is not None and writing & set(known["writers"]):

@@ -21,6 +21,9 @@ from flexpay_pipelines.errors import BadInput
 from flexpay_pipelines.money import minor_digits
 from flexpay_pipelines.sql import queries
 
+WORTH_STATISTICS = 8 << 20
+"""Bytes of a temporary relation from which on the planner is told what is in it."""
+
 STORED_KINDS = ("total", "plan", "payment_frequency", "country", "currency")
 
 # Written out, not LIKE the stored table: that would keep a lock on it.
@@ -32,10 +35,10 @@ _INTERVAL = (
 _TABLES = {
     "metric_currencies": "currency text PRIMARY KEY",
     "metric_subscriptions": "subscription_id bigint PRIMARY KEY, customer_id bigint NOT NULL, touched_from timestamptz NOT NULL",
-    "metric_customers": "customer_id bigint PRIMARY KEY",
+    "metric_customers": "customer_id bigint NOT NULL",
     "metric_looked_up": _INTERVAL,
-    "metric_plural": "customer_id bigint PRIMARY KEY",
-    "metric_paid_before": "subscription_id bigint PRIMARY KEY, customer_id bigint NOT NULL",
+    "metric_plural": "customer_id bigint NOT NULL",
+    "metric_paid_before": "subscription_id bigint NOT NULL, customer_id bigint NOT NULL",
     "metric_periods": "period date PRIMARY KEY",
     "metric_windows": "period date PRIMARY KEY, label text, last_period date, before_period date, "
     "before_day date, last_day date",
@@ -74,6 +77,8 @@ _TABLES = {
     "metric_rate_rows": "period text, definition text, currency text, customers_start bigint, "
     "customers_churned bigint, customer_churn_rate numeric, gross_mrr_churn numeric, net_mrr_churn numeric, "
     "nrr numeric, grr numeric, quick_ratio numeric, arpa numeric, ltv numeric, pause_rate numeric",
+    "metric_unseen": "event_id bigint, subscription_id bigint, customer_id bigint, event text, occurred_at timestamptz, "
+    "recorded_at timestamptz, plan text, payment_frequency text, amount_minor bigint, quantity integer, currency text",
     "metric_before": _INTERVAL,
     "metric_fresh": _INTERVAL,
     "metric_cohort_changes": "cohort date, currency text, customers bigint, paying_customers bigint, run bigint",
@@ -121,8 +126,12 @@ class Workspace:
     def _statistics(self, *relations: str) -> None:
         from psycopg import sql  # noqa: PLC0415 - the code location loads without it
 
-        for relation in relations:
-            self.connection.execute(sql.SQL("ANALYZE pg_temp.{}").format(sql.Identifier(relation)))
+        # What fits on a few pages costs more to analyse than any plan for it.
+        large = queries("analytics_windows").larger_than(
+            self.connection, relations=[f"pg_temp.{name}" for name in relations], size=WORTH_STATISTICS
+        )
+        for row in large:
+            self.connection.execute(sql.SQL("ANALYZE {}").format(sql.SQL(row["relation"])))
 
     def replay_touched(self) -> None:
         """Fill metric_fresh with the intervals of touched subscriptions since they were, as the ledger has them now.
@@ -199,8 +208,8 @@ class Workspace:
         """Make room for another pass over the same intervals."""
         from psycopg import sql  # noqa: PLC0415
 
-        for relation in _OF_ONE_PASS:
-            self.connection.execute(sql.SQL("TRUNCATE pg_temp.{}").format(sql.Identifier(relation)))
+        relations = [sql.Identifier("pg_temp", name) for name in _OF_ONE_PASS]
+        self.connection.execute(sql.SQL("TRUNCATE {}").format(sql.SQL(", ").join(relations)))
 
     def choose_customers(self, since: date | None, until: date) -> None:
         """Restrict the pass to customers of whom something changes on [since, until); all where `since` is None.

@@ -180,21 +180,27 @@ WITH lives AS (
         i.valid_from,
         i.status <> 'paused' OR :included AS counted,
         least(i.valid_to, i.paused_since + make_interval(hours => 24 * cast(:paused_churn_days AS integer))) AS ends_at,
-        date_trunc('month', i.valid_from) AS month,
         cast(:last AS timestamptz) + interval '1 month' AS month_end
     FROM metric_looked_up AS i
     WHERE i.status IN ('active', 'past_due', 'paused')
 ),
 
--- A run rate that outlasts the month in which it began stands at a month end; at no other can it stand first.
+-- A run rate that outlasts the month in which it began stands at a month end; at no other can it stand first. What lasts
+-- longer than any month does so for sure: to name the month of an instant costs much more than to subtract.
 customers AS (
     SELECT
         l.customer_id,
         l.currency,
-        cast(
-            min(l.month) FILTER (
-                WHERE l.counted AND l.annualised_minor > 0 AND coalesce(l.ends_at >= l.month + interval '1 month', TRUE)
-            ) AS date
+        date_trunc(
+            'month',
+            min(l.valid_from) FILTER (
+                WHERE l.counted AND l.annualised_minor > 0
+                    AND coalesce(
+                        l.ends_at - l.valid_from > interval '32 days'
+                        OR l.ends_at >= date_trunc('month', l.valid_from) + interval '1 month',
+                        TRUE
+                    )
+            )
         ) AS cohort,
         coalesce(
             sum(l.annualised_minor) FILTER (
@@ -213,7 +219,7 @@ customers AS (
 )
 
 SELECT
-    c.cohort,
+    cast(c.cohort AS date) AS cohort,
     c.currency,
     cast(:sign AS integer) * count(*) FILTER (WHERE c.standing > 0) AS customers,
     cast(:sign AS integer) * count(*) FILTER (WHERE c.run > 0) AS paying_customers,

@@ -87,9 +87,9 @@ INSERT INTO metric_currencies (currency) SELECT DISTINCT currency FROM billing.c
 INSERT INTO metric_currencies (currency) SELECT DISTINCT currency FROM analytics.churn_amounts;
 
 -- name: insert_touched_currencies()!
--- description: The currencies of the customers who were looked up, as those of others may not be stored yet.
+-- description: The currencies of touched subscriptions: no figure in them may be stored yet.
 INSERT INTO metric_currencies (currency)
-SELECT DISTINCT currency FROM metric_looked_up
+SELECT DISTINCT currency FROM metric_fresh
 ON CONFLICT (currency) DO NOTHING;
 
 -- name: currencies()

@@ -66,30 +66,44 @@ CROSS JOIN late_ids AS l;
 -- description: The largest event_id.
 SELECT coalesce(max(event_id), 0) AS event_id FROM billing.subscription_events;
 
--- name: touch_new_events(event_high_water, late)!
--- description: The subscriptions that have events above the mark or committed late below it, and since when they may differ.
-INSERT INTO metric_subscriptions (subscription_id, customer_id, touched_from)
-WITH unseen AS (
-    SELECT
-        e.subscription_id,
-        e.customer_id,
-        e.occurred_at
+-- name: insert_unseen(event_high_water, late)!
+-- description: The events above the mark or committed late below it.
+INSERT INTO metric_unseen (
+    event_id, subscription_id, customer_id, event, occurred_at, recorded_at, plan, payment_frequency, amount_minor, quantity,
+    currency
+)
+WITH beyond AS (
+    SELECT *
     FROM billing.subscription_events AS e
     WHERE e.event_id > :event_high_water
     UNION ALL
-    SELECT
-        e.subscription_id,
-        e.customer_id,
-        e.occurred_at
+    SELECT e.*
     FROM unnest(cast(:late AS int8multirange)) AS g (ids)
     INNER JOIN billing.subscription_events AS e ON e.event_id >= lower(g.ids) AND e.event_id < upper(g.ids)
 )
 
 SELECT
+    event_id,
+    subscription_id,
+    customer_id,
+    event,
+    occurred_at,
+    recorded_at,
+    plan,
+    payment_frequency,
+    amount_minor,
+    quantity,
+    currency
+FROM beyond;
+
+-- name: touch_unseen()!
+-- description: The subscriptions that have such events, and since when they may differ.
+INSERT INTO metric_subscriptions (subscription_id, customer_id, touched_from)
+SELECT
     subscription_id,
     min(customer_id) AS customer_id,
     min(occurred_at) AS touched_from
-FROM unseen
+FROM metric_unseen
 GROUP BY subscription_id;
 
 -- name: touch_moved_customers()!
@@ -183,6 +197,12 @@ SELECT
 FROM metric_before AS b
 UNION ALL
 SELECT
+    u.*,
+    cast(NULL AS timestamptz) AS paused_since
+FROM metric_unseen AS u
+UNION ALL
+-- For most subscriptions all is new since they were touched: no interval begins then or later.
+SELECT
     e.event_id,
     e.subscription_id,
     e.customer_id,
@@ -196,7 +216,13 @@ SELECT
     e.currency,
     cast(NULL AS timestamptz) AS paused_since
 FROM metric_subscriptions AS t
-INNER JOIN billing.subscription_events AS e ON t.subscription_id = e.subscription_id AND t.touched_from <= e.occurred_at;
+INNER JOIN billing.subscription_events AS e ON t.subscription_id = e.subscription_id AND t.touched_from <= e.occurred_at
+WHERE t.subscription_id IN (
+        SELECT l.subscription_id
+        FROM metric_looked_up AS l
+        INNER JOIN metric_subscriptions AS s ON l.subscription_id = s.subscription_id AND l.valid_from >= s.touched_from
+    )
+    AND e.event_id NOT IN (SELECT u.event_id FROM metric_unseen AS u);
 CREATE OR REPLACE TEMP VIEW metric_payers AS
 SELECT DISTINCT
     customer_id,

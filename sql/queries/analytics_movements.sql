@@ -3,16 +3,19 @@
 -- Events open intervals and pauses: those that open none choose somebody of whom nothing changes.
 WITH chosen AS (
     INSERT INTO metric_customers (customer_id)
-    SELECT e.customer_id
-    FROM billing.subscription_events AS e
-    WHERE e.occurred_at >= :since AND e.occurred_at < :until
-    UNION
-    SELECT e.customer_id
-    FROM billing.subscription_events AS e
-    WHERE e.event = 'paused'
-        AND e.occurred_at >= :since - make_interval(hours => 24 * cast(:paused_churn_days AS integer))
-        AND e.occurred_at < :until - make_interval(hours => 24 * cast(:paused_churn_days AS integer))
-    ON CONFLICT (customer_id) DO NOTHING
+    (
+        SELECT e.customer_id
+        FROM billing.subscription_events AS e
+        WHERE e.occurred_at >= :since AND e.occurred_at < :until
+        UNION ALL
+        SELECT e.customer_id
+        FROM billing.subscription_events AS e
+        WHERE e.event = 'paused'
+            AND e.occurred_at >= :since - make_interval(hours => 24 * cast(:paused_churn_days AS integer))
+            AND e.occurred_at < :until - make_interval(hours => 24 * cast(:paused_churn_days AS integer))
+    )
+    EXCEPT
+    SELECT m.customer_id FROM metric_customers AS m
     RETURNING customer_id
 )
 
@@ -79,8 +82,11 @@ SELECT DISTINCT
 FROM metric_chosen AS i
 WHERE i.valid_to < :back_to AND i.annualised_minor > 0
     AND (i.status IN ('active', 'past_due') OR (i.status = 'paused' AND :included))
-    AND cast(least(i.valid_to, i.paused_since + make_interval(hours => 24 * cast(:paused_churn_days AS integer))) AS date)
-    > cast(i.valid_from AS date);
+    AND (
+        (i.status <> 'paused' AND i.valid_to - i.valid_from > interval '2 days')
+        OR cast(least(i.valid_to, i.paused_since + make_interval(hours => 24 * cast(:paused_churn_days AS integer))) AS date)
+        > cast(i.valid_from AS date)
+    );
 
 -- name: insert_changes(grain, included, paused_churn_days, until, back_to)!
 -- description: For the chosen customers, each period at whose end a subscription stands otherwise than at the end before.
