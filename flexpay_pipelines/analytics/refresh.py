@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from functools import partial
+from typing import Any
 
 from flexpay_pipelines.analytics.bulk import first_rows_of
 from flexpay_pipelines.analytics.days import day_of, time_zone
@@ -70,6 +71,7 @@ def refresh(
     ):
         _forget_other_policies(connection, policy)
         ledger = remember_ledger(connection)
+        rates = list(queries("analytics_knowledge").unvalued_rates(connection))
 
         def compute(days: list[date]) -> date | None:
             progress(f"Computing {len(days)} days, {days[0]} to {days[-1]}.")
@@ -91,7 +93,7 @@ def refresh(
         progress("Computing cohorts.")
         keep_cohorts(work, second, whole, touched)
         restated = [day for day in changed if _is_stored(connection, day)]
-        revalued = _revalue(work, wanted, clock.now())
+        revalued = _revalue(work, wanted, rates, clock.now())
         record_restatement(connection, ledger, restated, revalued, clock.now())
         queries("analytics_refresh").keep_snapshots(
             connection,
@@ -258,15 +260,21 @@ def _value(work: Workspace) -> None:
     queries("analytics_rates").insert_rate_rows(work.connection, definition=DEFINITION)
 
 
-def _revalue(work: Workspace, computed: list[date], now: datetime) -> list[date]:
-    """Value the other stored days anew from their amounts; gives those to which exchange rates have since changed.
+def _revalue(work: Workspace, computed: list[date], changed: list[dict[str, Any]], now: datetime) -> list[date]:
+    """Value the other stored days anew from their amounts; gives those that these changed exchange rates make others.
 
     A day whose window begins before the first stored day keeps its rates: where that window stood is not stored.
     """
     named, rates, connection = queries("analytics_refresh"), queries("analytics_rates"), work.connection
+    if not changed:
+        return []
+    queries("analytics_knowledge").note_valued(
+        connection, rates=[row["known_rate_id"] for row in changed], ended=[row["known_until"] for row in changed]
+    )
     if work.currencies() == [work.policy.reporting_currency]:
         return []
-    days: list[date] | None = named.days_to_value(connection, computed=computed, span=ROLLING_DAYS)
+    first = min(row["date"] for row in changed)
+    days: list[date] | None = named.days_to_value(connection, first=first, computed=computed, span=ROLLING_DAYS)
     if not days:
         return []
     work.clear()

@@ -79,7 +79,7 @@ _TABLES = {
     "nrr numeric, grr numeric, quick_ratio numeric, arpa numeric, ltv numeric, pause_rate numeric",
     "metric_unseen": "event_id bigint, subscription_id bigint, customer_id bigint, event text, occurred_at timestamptz, "
     "recorded_at timestamptz, plan text, payment_frequency text, amount_minor bigint, quantity integer, currency text",
-    "metric_before": _INTERVAL,
+    "metric_affected": f"{_INTERVAL}, stood_before boolean NOT NULL",
     "metric_fresh": _INTERVAL,
     "metric_cohort_changes": "cohort date, currency text, customers bigint, paying_customers bigint, run bigint",
     "metric_cohorts": "cohort date, period date, currency text, customers_start bigint, customers bigint, "
@@ -139,8 +139,8 @@ class Workspace:
         The first of each is the stored one in which it stood before.
         """
         named = queries("analytics_intervals")
-        named.insert_before(self.connection)
-        self._statistics("metric_before")
+        named.insert_affected(self.connection)
+        self._statistics("metric_affected")
         named.see_ledger_since_touched(self.connection)
         named.create_replay(self.connection)
         if named.insert_fresh(self.connection):

@@ -165,13 +165,15 @@ WHERE EXISTS (
         AND f.currency = e.currency
 );
 
--- name: insert_before()!
--- description: The stored interval in which each touched subscription stood before; none where it did not exist.
-INSERT INTO metric_before
-SELECT l.*
+-- name: insert_affected()!
+-- description: The stored intervals that may change: the one in which a touched subscription stood before, and those after.
+INSERT INTO metric_affected
+SELECT
+    l.*,
+    l.valid_from < t.touched_from AS stood_before
 FROM metric_subscriptions AS t
 INNER JOIN metric_looked_up AS l ON t.subscription_id = l.subscription_id
-WHERE l.valid_from < t.touched_from AND (l.valid_to IS NULL OR l.valid_to >= t.touched_from);
+WHERE l.valid_to IS NULL OR l.valid_to >= t.touched_from;
 
 -- name: see_ledger_since_touched#
 -- description: The view metric_ledger: events of touched subscriptions since then, after the interval in which each stood before.
@@ -194,7 +196,8 @@ SELECT
     1 AS quantity,
     b.currency,
     b.paused_since
-FROM metric_before AS b
+FROM metric_affected AS b
+WHERE b.stood_before
 UNION ALL
 SELECT
     u.*,
@@ -217,18 +220,15 @@ SELECT
     cast(NULL AS timestamptz) AS paused_since
 FROM metric_subscriptions AS t
 INNER JOIN billing.subscription_events AS e ON t.subscription_id = e.subscription_id AND t.touched_from <= e.occurred_at
-WHERE t.subscription_id IN (
-        SELECT l.subscription_id
-        FROM metric_looked_up AS l
-        INNER JOIN metric_subscriptions AS s ON l.subscription_id = s.subscription_id AND l.valid_from >= s.touched_from
-    )
+WHERE t.subscription_id IN (SELECT a.subscription_id FROM metric_affected AS a WHERE NOT a.stood_before)
     AND e.event_id NOT IN (SELECT u.event_id FROM metric_unseen AS u);
 CREATE OR REPLACE TEMP VIEW metric_payers AS
 SELECT DISTINCT
     customer_id,
     currency,
     country
-FROM metric_before
+FROM metric_affected
+WHERE stood_before
 UNION ALL
 SELECT
     c.customer_id,
@@ -236,7 +236,7 @@ SELECT
     c.country
 FROM metric_customers AS m
 INNER JOIN billing.customers AS c ON m.customer_id = c.customer_id
-WHERE m.customer_id NOT IN (SELECT b.customer_id FROM metric_before AS b);
+WHERE m.customer_id NOT IN (SELECT b.customer_id FROM metric_affected AS b WHERE b.stood_before);
 
 -- name: see_payers#
 -- description: The view metric_payers: what every customer is.
@@ -415,11 +415,10 @@ SELECT coalesce(bool_or(r.crowded), FALSE) AS crowded FROM replayed AS r;
 -- name: forget_stale_intervals()!
 -- description: Drops the intervals of touched subscriptions that begin where none does any more.
 DELETE FROM analytics.run_rate_intervals AS i
-USING metric_subscriptions AS t
-INNER JOIN metric_looked_up AS l ON t.subscription_id = l.subscription_id AND t.touched_from <= l.valid_from
-WHERE i.subscription_id = l.subscription_id AND i.valid_from = l.valid_from
+USING metric_affected AS a
+WHERE i.subscription_id = a.subscription_id AND i.valid_from = a.valid_from AND NOT a.stood_before
     AND NOT EXISTS (
-        SELECT 1 FROM metric_fresh AS f WHERE f.subscription_id = l.subscription_id AND f.valid_from = l.valid_from
+        SELECT 1 FROM metric_fresh AS f WHERE f.subscription_id = a.subscription_id AND f.valid_from = a.valid_from
     );
 
 -- name: keep_fresh_intervals()!
@@ -442,8 +441,15 @@ SELECT
     f.country,
     f.event_id
 FROM metric_fresh AS f
-LEFT JOIN metric_looked_up AS s ON f.subscription_id = s.subscription_id AND f.valid_from = s.valid_from
-WHERE f.* IS DISTINCT FROM s.*
+LEFT JOIN metric_affected AS a ON f.subscription_id = a.subscription_id AND f.valid_from = a.valid_from
+WHERE a.subscription_id IS NULL
+    OR (
+        f.valid_to, f.customer_id, f.status, f.paused_since, f.annualised_minor, f.plan, f.payment_frequency, f.currency,
+        f.country, f.event_id
+    ) IS DISTINCT FROM (
+        a.valid_to, a.customer_id, a.status, a.paused_since, a.annualised_minor, a.plan, a.payment_frequency, a.currency,
+        a.country, a.event_id
+    )
 ON CONFLICT (subscription_id, valid_from) DO UPDATE SET
     valid_to = excluded.valid_to,
     customer_id = excluded.customer_id,

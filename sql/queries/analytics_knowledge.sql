@@ -22,6 +22,22 @@ FROM analytics.known_rates
 WHERE coalesce(known_from, cast(date AS timestamptz)) <= :known_at
     AND (known_until IS NULL OR known_until > :known_at);
 
+-- name: unvalued_rates()
+-- description: The rates that came, were corrected or removed since days were last valued.
+SELECT
+    known_rate_id,
+    date,
+    known_until
+FROM analytics.known_rates
+WHERE NOT valued;
+
+-- name: note_valued(rates, ended)!
+-- description: Records that stored days are valued at these rates, unless one has been corrected or removed since.
+UPDATE analytics.known_rates AS k
+SET valued = TRUE
+FROM unnest(cast(:rates AS bigint []), cast(:ended AS timestamptz [])) AS v (known_rate_id, known_until)
+WHERE k.known_rate_id = v.known_rate_id AND k.known_until IS NOT DISTINCT FROM v.known_until;
+
 -- name: restore_countries(known_at)!
 -- description: The countries that customers had at an instant: those of the first change since.
 UPDATE metric_intervals AS i

@@ -41,14 +41,8 @@ INNER JOIN metric_intervals AS i ON c.customer_id = i.customer_id;
 -- description: Puts the touched subscriptions into what was looked up as they are now.
 WITH replaced AS (
     DELETE FROM metric_looked_up AS l
-    USING (
-        SELECT
-            f.subscription_id,
-            min(f.valid_from) AS since
-        FROM metric_fresh AS f
-        GROUP BY f.subscription_id
-    ) AS r
-    WHERE l.subscription_id = r.subscription_id AND l.valid_from >= r.since
+    USING metric_affected AS a
+    WHERE l.subscription_id = a.subscription_id AND l.valid_from = a.valid_from
 )
 
 INSERT INTO metric_looked_up SELECT * FROM metric_fresh;

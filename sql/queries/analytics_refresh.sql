@@ -167,12 +167,12 @@ SELECT
     ) = :days
     AS stands;
 
--- name: days_to_value(computed, span)$
--- description: The stored days, but these, so many days before which another one is stored.
+-- name: days_to_value(first, computed, span)$
+-- description: The stored days from the first on, but these, so many days before which another one is stored.
 SELECT array_agg(s.day ORDER BY s.day) AS days
 FROM analytics.snapshots AS s
 INNER JOIN analytics.snapshots AS b ON s.day - cast(:span AS integer) = b.day
-WHERE s.day <> all(cast(:computed AS date[]));
+WHERE s.day >= :first AND s.day <> all(cast(:computed AS date[]));
 
 -- name: mark_restated(days, now)!
 -- description: Records that stored days have other figures than before.

@@ -1,4 +1,5 @@
--- What a new day needs of the 30 before: how their changes move the windows to come, so that nobody is looked at again for it.
+-- What a new day need not look at again: the customers of the 30 days before, whose changes tell how the windows to come differ,
+-- and the stored days of which no exchange rate has changed.
 -- depends_on: core
 CREATE TABLE analytics.churn_steps (
     known_day date NOT NULL,
@@ -31,3 +32,28 @@ COMMENT ON COLUMN analytics.churn_steps.expansion_minor IS 'Change of churn_amou
 COMMENT ON COLUMN analytics.churn_steps.contraction_minor IS 'Change of churn_amounts.contraction_minor';
 COMMENT ON COLUMN analytics.churn_steps.churn_minor IS 'Change of churn_amounts.churn_minor';
 COMMENT ON COLUMN analytics.churn_steps.lost_minor IS 'Change of churn_amounts.lost_minor';
+
+-- A column with a constant default is added without touching a row: the next refresh values all days once more.
+ALTER TABLE analytics.known_rates ADD COLUMN valued boolean NOT NULL DEFAULT false;
+COMMENT ON COLUMN analytics.known_rates.valued IS 'Whether the stored rates of analytics.churn know that it came, and that it was corrected or removed';
+CREATE OR REPLACE FUNCTION analytics.note_rates() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+BEGIN
+    IF tg_op <> 'INSERT' THEN
+        UPDATE analytics.known_rates AS k SET known_until = clock_timestamp(), valued = false
+        FROM gone AS g
+        WHERE k.date = g.date AND k.currency = g.currency AND k.reporting_currency = g.reporting_currency
+            AND k.known_until IS NULL;
+    END IF;
+    IF tg_op <> 'DELETE' THEN
+        INSERT INTO analytics.known_rates (date, currency, reporting_currency, rate, known_from)
+        SELECT
+            c.date, c.currency, c.reporting_currency, c.rate,
+            CASE WHEN EXISTS (
+                SELECT 1 FROM analytics.known_rates AS k
+                WHERE k.currency = c.currency AND k.reporting_currency = c.reporting_currency
+            ) THEN clock_timestamp() END
+        FROM came AS c;
+    END IF;
+    RETURN NULL;
+END
+$$;
