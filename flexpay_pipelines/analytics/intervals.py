@@ -15,7 +15,7 @@ from flexpay_pipelines.analytics.bulk import first_rows_of
 from flexpay_pipelines.analytics.days import day_of
 from flexpay_pipelines.analytics.policy import Span
 from flexpay_pipelines.analytics.second_session import SecondSession
-from flexpay_pipelines.analytics.stored_cohorts import moved_within
+from flexpay_pipelines.analytics.stored_cohorts import changed_month
 from flexpay_pipelines.analytics.workspace import Workspace
 from flexpay_pipelines.sql import queries
 
@@ -110,10 +110,10 @@ def _replay_touched(work: Workspace, asked: Span, progress: Callable[[str], None
     if not touched["subscriptions"]:
         return Touched(0, None, 0)
     work.look_up_touched()
-    with moved_within(work, asked, day_of(connection, touched["since"])) as cohorts:
-        work.replay_touched()
-        named.forget_stale_intervals(connection)
-        named.keep_fresh_intervals(connection)
-        queries("analytics_movements").renew_looked_up(connection)
+    work.replay_touched()
+    named.forget_stale_intervals(connection)
+    named.keep_fresh_intervals(connection)
+    cohorts = changed_month(work, asked, day_of(connection, touched["since"]))
+    queries("analytics_movements").look_up_fresh(connection)
     queries("analytics_currencies").insert_touched_currencies(connection)
     return Touched(touched["subscriptions"], touched["since"], 0, cohorts)

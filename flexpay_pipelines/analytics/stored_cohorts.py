@@ -6,8 +6,6 @@ retention (`figures`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import date
 from functools import partial
 from typing import TYPE_CHECKING
@@ -23,19 +21,17 @@ if TYPE_CHECKING:
     from flexpay_pipelines.analytics.second_session import SecondSession
 
 
-@contextmanager
-def moved_within(work: Workspace, asked: Span, since: date) -> Iterator[date | None]:
-    """Take the customers who were looked up out of the newest stored month, and put them in as they are afterwards.
+def changed_month(work: Workspace, asked: Span, since: date) -> date | None:
+    """Note by what touched customers change the cohorts of the newest stored month, in `metric_cohort_changes`.
 
     Gives the month, for `keep_cohorts`; None where something before it has changed, so that months are counted anew.
     """
     newest: date | None = queries("analytics_cohorts").newest_month(work.connection)
     if newest is None or asked.last.replace(day=1) != newest or min(since, asked.first) < newest:
-        yield None
-        return
-    _add_standing(work, newest, -1)
-    yield newest
-    _add_standing(work, newest, 1)
+        return None
+    last = midnight(work.connection, newest)
+    queries("analytics_cohorts").insert_cohort_changes(work.connection, last=last, **work.pauses)
+    return newest
 
 
 def keep_cohorts(work: Workspace, second: SecondSession, whole: Span, touched: Touched) -> None:
@@ -67,8 +63,3 @@ def _build(work: Workspace, months: Span, base: date | None) -> None:
         queries("analytics_cohorts").load_cohort_base(work.connection, period=base)
     work.choose_customers(None if base is None else months.since, months.until)
     build_cohorts(work, months, since=months.first)
-
-
-def _add_standing(work: Workspace, month: date, sign: int) -> None:
-    last = midnight(work.connection, month)
-    queries("analytics_cohorts").insert_cohort_standing(work.connection, sign=sign, last=last, **work.pauses)

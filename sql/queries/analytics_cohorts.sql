@@ -169,78 +169,119 @@ WHERE period = :period;
 -- description: The newest month whose cohorts are stored; null where none is.
 SELECT max(period) AS period FROM analytics.cohorts;
 
--- name: insert_cohort_standing(sign, last, included, paused_churn_days)!
--- description: What the customers of touched subscriptions add to the cohorts of a month, or take from them before they change.
+-- name: insert_cohort_changes(last, included, paused_churn_days)!
+-- description: By what the cohorts of a month differ now that the affected intervals of touched customers are the fresh ones.
 INSERT INTO metric_cohort_changes (cohort, currency, customers, paying_customers, run)
-WITH lives AS (
+WITH intervals AS (
+    SELECT
+        l.*,
+        TRUE AS was_so,
+        TRUE AS is_so
+    FROM metric_looked_up AS l
+    UNION ALL
+    SELECT
+        a.subscription_id,
+        a.valid_from,
+        a.valid_to,
+        a.customer_id,
+        a.status,
+        a.paused_since,
+        a.annualised_minor,
+        a.plan,
+        a.payment_frequency,
+        a.currency,
+        a.country,
+        a.event_id,
+        TRUE AS was_so,
+        FALSE AS is_so
+    FROM metric_affected AS a
+    UNION ALL
+    SELECT
+        f.*,
+        FALSE AS was_so,
+        TRUE AS is_so
+    FROM metric_fresh AS f
+),
+
+lives AS (
     SELECT
         i.customer_id,
         i.currency,
         i.annualised_minor,
         i.valid_from,
+        i.was_so,
+        i.is_so,
         i.status <> 'paused' OR :included AS counted,
         least(i.valid_to, i.paused_since + make_interval(hours => 24 * cast(:paused_churn_days AS integer))) AS ends_at,
         cast(:last AS timestamptz) + interval '1 month' AS month_end
-    FROM metric_looked_up AS i
+    FROM intervals AS i
     WHERE i.status IN ('active', 'past_due', 'paused')
 ),
 
 -- A run rate that outlasts the month in which it began stands at a month end; at no other can it stand first. What lasts
--- longer than any month does so for sure: to name the month of an instant costs much more than to subtract.
+-- longer than any month does so for sure: to name the month of an instant costs much more than to subtract. Once for each.
+judged AS MATERIALIZED (
+    SELECT
+        l.*,
+        l.counted AND l.annualised_minor > 0
+        AND coalesce(
+            l.ends_at - l.valid_from > interval '32 days'
+            OR l.ends_at >= date_trunc('month', l.valid_from) + interval '1 month',
+            TRUE
+        ) AS is_seen,
+        l.valid_from < l.month_end AND coalesce(l.ends_at >= l.month_end, TRUE) AS stands
+    FROM lives AS l
+),
+
 customers AS (
     SELECT
-        l.customer_id,
-        l.currency,
-        date_trunc(
-            'month',
-            min(l.valid_from) FILTER (
-                WHERE l.counted AND l.annualised_minor > 0
-                    AND coalesce(
-                        l.ends_at - l.valid_from > interval '32 days'
-                        OR l.ends_at >= date_trunc('month', l.valid_from) + interval '1 month',
-                        TRUE
-                    )
-            )
-        ) AS cohort,
-        coalesce(
-            sum(l.annualised_minor) FILTER (
-                WHERE l.counted AND l.valid_from < l.month_end AND coalesce(l.ends_at >= l.month_end, TRUE)
-            ),
-            0
-        ) AS run,
-        coalesce(
-            sum(l.annualised_minor) FILTER (
-                WHERE l.valid_from < l.month_end AND coalesce(l.ends_at >= l.month_end, TRUE)
-            ),
-            0
-        ) AS standing
-    FROM lives AS l
-    GROUP BY l.customer_id, l.currency
+        j.customer_id,
+        j.currency,
+        min(j.valid_from) FILTER (WHERE j.is_seen AND j.was_so) AS seen_before,
+        min(j.valid_from) FILTER (WHERE j.is_seen AND j.is_so) AS seen_after,
+        sum(j.annualised_minor) FILTER (WHERE j.stands AND j.counted AND j.was_so) AS run_before,
+        sum(j.annualised_minor) FILTER (WHERE j.stands AND j.counted AND j.is_so) AS run_after,
+        sum(j.annualised_minor) FILTER (WHERE j.stands AND j.was_so) AS standing_before,
+        sum(j.annualised_minor) FILTER (WHERE j.stands AND j.is_so) AS standing_after
+    FROM judged AS j
+    GROUP BY j.customer_id, j.currency
+),
+
+sides AS (
+    SELECT
+        cast(date_trunc('month', s.seen_at) AS date) AS cohort,
+        c.currency,
+        s.sign,
+        coalesce(s.run, 0) AS run,
+        coalesce(s.standing, 0) AS standing
+    FROM customers AS c
+    CROSS JOIN LATERAL (
+        SELECT
+-1 AS sign,
+c.seen_before AS seen_at,
+c.run_before AS run,
+c.standing_before AS standing
+        UNION ALL
+        SELECT
+1 AS sign,
+c.seen_after AS seen_at,
+c.run_after AS run,
+c.standing_after AS standing
+    ) AS s
 )
 
 SELECT
-    cast(c.cohort AS date) AS cohort,
-    c.currency,
-    cast(:sign AS integer) * count(*) FILTER (WHERE c.standing > 0) AS customers,
-    cast(:sign AS integer) * count(*) FILTER (WHERE c.run > 0) AS paying_customers,
-    cast(:sign AS integer) * sum(c.run) AS run
-FROM customers AS c
-WHERE c.cohort <= :last
-GROUP BY c.cohort, c.currency;
+    s.cohort,
+    s.currency,
+    coalesce(sum(s.sign) FILTER (WHERE s.standing > 0), 0) AS customers,
+    coalesce(sum(s.sign) FILTER (WHERE s.run > 0), 0) AS paying_customers,
+    sum(s.sign * s.run) AS run
+FROM sides AS s
+WHERE s.cohort <= :last
+GROUP BY s.cohort, s.currency;
 
 -- name: shift_cohorts(period)!
 -- description: Applies what has changed to the stored cohorts of a month; in its own month a cohort starts as it stands.
-WITH changes AS (
-    SELECT
-        cohort,
-        currency,
-        sum(customers) AS customers,
-        sum(paying_customers) AS paying_customers,
-        sum(run) AS run
-    FROM metric_cohort_changes
-    GROUP BY cohort, currency
-)
-
 INSERT INTO analytics.cohorts AS k (
     cohort, period, currency, customers_start, customers, paying_customers, start_minor, end_minor
 )
@@ -253,7 +294,7 @@ SELECT
     c.paying_customers,
     c.run AS start_minor,
     c.run AS end_minor
-FROM changes AS c
+FROM metric_cohort_changes AS c
 WHERE (c.customers, c.paying_customers, c.run) IS DISTINCT FROM (0, 0, 0)
 ON CONFLICT (period, cohort, currency) DO UPDATE SET
     customers_start = k.customers_start + CASE WHEN k.cohort = k.period THEN excluded.customers ELSE 0 END,

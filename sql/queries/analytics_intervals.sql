@@ -166,14 +166,16 @@ WHERE EXISTS (
 );
 
 -- name: insert_affected()!
--- description: The stored intervals that may change: the one in which a touched subscription stood before, and those after.
-INSERT INTO metric_affected
-SELECT
-    l.*,
-    l.valid_from < t.touched_from AS stood_before
-FROM metric_subscriptions AS t
-INNER JOIN metric_looked_up AS l ON t.subscription_id = l.subscription_id
-WHERE l.valid_to IS NULL OR l.valid_to >= t.touched_from;
+-- description: Sets apart from what was looked up the intervals that may change: the one in which a touched subscription stood
+-- before, and those after.
+WITH affected AS (
+    DELETE FROM metric_looked_up AS l
+    USING metric_subscriptions AS t
+    WHERE l.subscription_id = t.subscription_id AND (l.valid_to IS NULL OR l.valid_to >= t.touched_from)
+    RETURNING l.*, l.valid_from < t.touched_from AS stood_before
+)
+
+INSERT INTO metric_affected SELECT * FROM affected;
 
 -- name: see_ledger_since_touched#
 -- description: The view metric_ledger: events of touched subscriptions since then, after the interval in which each stood before.

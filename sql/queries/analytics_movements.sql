@@ -37,14 +37,8 @@ SELECT i.*
 FROM chosen AS c
 INNER JOIN metric_intervals AS i ON c.customer_id = i.customer_id;
 
--- name: renew_looked_up()!
--- description: Puts the touched subscriptions into what was looked up as they are now.
-WITH replaced AS (
-    DELETE FROM metric_looked_up AS l
-    USING metric_affected AS a
-    WHERE l.subscription_id = a.subscription_id AND l.valid_from = a.valid_from
-)
-
+-- name: look_up_fresh()!
+-- description: Adds the touched subscriptions' intervals as they are now, where those that were affected have been set apart.
 INSERT INTO metric_looked_up SELECT * FROM metric_fresh;
 
 -- name: see_chosen_customers#

@@ -47,8 +47,10 @@ COMPANY = (
     "CHECKPOINT",
 )
 
-# The day after: changes of terms, pauses, cancellations and new subscribers.
+# The day after: changes of terms, pauses, cancellations and new subscribers. Until then the server has tidied up.
 NEW_DAY = (
+    "VACUUM ANALYZE",
+    "CHECKPOINT",
     "SET session_replication_role = replica",
     "INSERT INTO billing.subscription_events (subscription_id, customer_id, event, occurred_at, recorded_at, plan,"
     " payment_frequency, amount_minor, quantity, currency, source)"
