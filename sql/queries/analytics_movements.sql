@@ -1,6 +1,6 @@
 -- name: choose_customers(since, until, paused_churn_days)!
 -- description: Looks up customers with a boundary in [since, until): an interval that begins there, or a pause that ages out.
--- Events open intervals and pauses: those that open none choose somebody of whom nothing changes.
+-- Events open intervals and pauses: those that open no interval choose somebody of whom nothing changes.
 WITH chosen AS (
     INSERT INTO metric_customers (customer_id)
     (
@@ -13,6 +13,14 @@ WITH chosen AS (
         WHERE e.event = 'paused'
             AND e.occurred_at >= :since - make_interval(hours => 24 * cast(:paused_churn_days AS integer))
             AND e.occurred_at < :until - make_interval(hours => 24 * cast(:paused_churn_days AS integer))
+            AND EXISTS (
+                SELECT 1 FROM metric_intervals AS i
+                WHERE i.subscription_id = e.subscription_id AND i.valid_from >= e.occurred_at AND i.paused_since = e.occurred_at
+                    AND (
+                        i.valid_to IS NULL
+                        OR i.valid_to > e.occurred_at + make_interval(hours => 24 * cast(:paused_churn_days AS integer))
+                    )
+            )
     )
     EXCEPT
     SELECT m.customer_id FROM metric_customers AS m

@@ -20,7 +20,7 @@ from flexpay_pipelines.clock import FixedClock
 from flexpay_pipelines.database import Connection, opened
 from flexpay_pipelines.migrations import deploy
 from flexpay_pipelines.sandbox import scratch_cluster
-from tests.bench.analytics_company import COMPANY, DAYS, FLOOR, NEW_DAY, SPINE
+from tests.bench.analytics_company import COMPANY, DAYS, FLOOR, NEW_DAY, SPINE, TIDYING
 from tests.bench.ratio import Ratio
 
 SUBSCRIPTIONS = int(os.environ.get("BENCH_SUBSCRIPTIONS", "1000000"))
@@ -80,13 +80,13 @@ def measure() -> list[Ratio]:
     with scratch_cluster() as cluster:
         deploy(cluster.url(), ["core", "frequencies", "analytics"], record=lambda _: None, progress=lambda _: None)
         with opened(cluster.url(), purpose="bench") as connection:
-            _run(connection, COMPANY)
+            _run(connection, COMPANY + TIDYING)
         with opened(cluster.url(), purpose="bench") as connection:
             floor = statistics.median(_table(connection, FLOOR, "floor") for _ in range(FLOOR_ROUNDS))
             spine = _table(connection, SPINE, "spine")
             whole, rebuild = _refresh(connection, FIRST, LAST)
         with opened(cluster.url(), purpose="bench") as connection:
-            _run(connection, NEW_DAY)
+            _run(connection, TIDYING + NEW_DAY)
         with opened(cluster.url(), purpose="bench") as connection:
             day, _ = _refresh(connection, LAST + timedelta(days=1), LAST + timedelta(days=1))
     of = f"{SUBSCRIPTIONS:,} subscriptions"

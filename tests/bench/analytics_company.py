@@ -7,6 +7,9 @@ from __future__ import annotations
 
 DAYS = 730
 
+# What a server does by itself in the hours after much was written.
+TIDYING = ("VACUUM ANALYZE", "CHECKPOINT")
+
 # Ten ways a subscription lives, 3.9 events each: pauses, dunning, churn, coming back. Every eighth belongs to a
 # customer who has one already. The ledger is written in order of time, as it arrives in life.
 COMPANY = (
@@ -43,14 +46,10 @@ COMPANY = (
     " CASE WHEN position > 2 AND subscription_id %% 3 = 0 THEN 'plan-1' ELSE plan END, payment_frequency,"
     " amount_minor + 100 * (position / 2 * (subscription_id %% 5 - 1)), 1, currency, 'import' FROM lives ORDER BY at",
     "DROP TABLE lives",
-    "VACUUM ANALYZE",
-    "CHECKPOINT",
 )
 
-# The day after: changes of terms, pauses, cancellations and new subscribers. Until then the server has tidied up.
+# The day after: changes of terms, pauses, cancellations and new subscribers.
 NEW_DAY = (
-    "VACUUM ANALYZE",
-    "CHECKPOINT",
     "SET session_replication_role = replica",
     "INSERT INTO billing.subscription_events (subscription_id, customer_id, event, occurred_at, recorded_at, plan,"
     " payment_frequency, amount_minor, quantity, currency, source)"
