@@ -65,7 +65,9 @@ def keep_earlier(connection: Connection, ledger: Ledger, days: Collection[date])
     named = queries("analytics_restatements")
     stored = [row["day"] for row in named.stored_among(connection, days=list(days))]
     named.create_causes(connection)
-    if stored and ledger.event_high_water is not None:
+    if not stored:
+        return
+    if ledger.event_high_water is not None:
         named.insert_new_events(connection, event_high_water=ledger.event_high_water, gaps=ledger.gaps, last=stored[-1])
         named.insert_moves(connection)
     named.keep_earlier_summary(connection, days=stored)
@@ -86,7 +88,8 @@ def record_restatement(
             connection, restated_at=now, days=sorted({*days, *revalued}), whole=ledger.event_high_water is None
         )
         named.insert_restatement_causes(connection, restatement_id=restatement)
-        named.insert_restated_figures(connection, restatement_id=restatement, days=sorted(days))
+        if days:
+            named.insert_restated_figures(connection, restatement_id=restatement, days=sorted(days))
     named.forget_earlier(connection)
 
 

@@ -29,8 +29,10 @@ def changed_month(work: Workspace, asked: Span, since: date) -> date | None:
     newest: date | None = queries("analytics_cohorts").newest_month(work.connection)
     if newest is None or asked.last.replace(day=1) != newest or min(since, asked.first) < newest:
         return None
-    last = midnight(work.connection, newest)
-    queries("analytics_cohorts").insert_cohort_changes(work.connection, last=last, **work.pauses)
+    month_end = midnight(work.connection, next_month(newest))
+    queries("analytics_cohorts").insert_cohort_changes(
+        work.connection, month=newest, month_end=month_end, **work.pauses
+    )
     return newest
 
 

@@ -32,15 +32,17 @@ _INTERVAL = (
     "paused_since timestamptz, annualised_minor bigint, plan text, payment_frequency text, currency text, "
     "country text, event_id bigint"
 )
+# Text of any length makes a table of three relations: what is short says so, where nothing else is long.
 _TABLES = {
-    "metric_currencies": "currency text PRIMARY KEY",
-    "metric_subscriptions": "subscription_id bigint PRIMARY KEY, customer_id bigint NOT NULL, touched_from timestamptz NOT NULL",
+    "metric_currencies": "currency varchar(3) PRIMARY KEY",
+    "metric_subscriptions": "subscription_id bigint PRIMARY KEY, customer_id bigint NOT NULL, "
+    "touched_from timestamptz NOT NULL",
     "metric_customers": "customer_id bigint NOT NULL",
     "metric_looked_up": _INTERVAL,
     "metric_plural": "customer_id bigint NOT NULL",
     "metric_paid_before": "subscription_id bigint NOT NULL, customer_id bigint NOT NULL",
-    "metric_periods": "period date PRIMARY KEY",
-    "metric_windows": "period date PRIMARY KEY, label text, last_period date, before_period date, "
+    "metric_periods": "period date NOT NULL",
+    "metric_windows": "period date NOT NULL, label varchar(10), last_period date, before_period date, "
     "before_day date, last_day date",
     "metric_rates": "period date, currency text, shown text, rate_before numeric, rate_now numeric, "
     "PRIMARY KEY (period, currency)",
@@ -52,7 +54,7 @@ _TABLES = {
     "run_before bigint, run_after bigint, with_before boolean, with_after boolean, ever_before boolean, "
     "splits boolean, paused bigint, resumed bigint, rest bigint, movement text, subscriptions integer, "
     "paused_subscriptions integer, spread boolean, plan text, payment_frequency text",
-    "metric_movements": "period date, customer_id bigint, movement text, currency text, amount bigint",
+    "metric_movements": "period date, customer_id bigint, movement varchar(12), currency varchar(3), amount bigint",
     "metric_segment_changes": "period date, kind text, segment text, currency text, run_change bigint, "
     "new bigint, reactivation bigint, expansion bigint, contraction bigint, churn bigint, paused bigint, "
     "resumed bigint, transfer bigint, customers bigint, paying_customers bigint, subscriptions bigint, "
@@ -63,26 +65,26 @@ _TABLES = {
     "reactivation bigint, expansion bigint, contraction bigint, churn bigint, paused bigint, resumed bigint, "
     "transfer bigint, run_end bigint, customers bigint, paying_customers bigint, subscriptions bigint, "
     "paused_subscriptions bigint",
-    "metric_window_changes": "period date, currency text, customers_churned bigint, joined bigint, "
+    "metric_window_changes": "period date, currency varchar(3), customers_churned bigint, joined bigint, "
     "joined_churned bigint, new bigint, reactivation bigint, expansion bigint, contraction bigint, "
     "churn bigint, lost bigint",
-    "metric_window_steps": "known date, period date, currency text, customers_churned bigint, joined bigint, "
+    "metric_window_steps": "known date, period date, currency varchar(3), customers_churned bigint, joined bigint, "
     "joined_churned bigint, new bigint, reactivation bigint, expansion bigint, contraction bigint, "
     "churn bigint, lost bigint",
-    "metric_window_pairs": "customer_id bigint, currency text, first_change date, last_change date, "
+    "metric_window_pairs": "customer_id bigint, currency varchar(3), first_change date, last_change date, "
     "next_change date, first_window date, run_before bigint, run_after bigint, with_before boolean, "
     "with_after boolean, with_within boolean, splits boolean, ever_before boolean, pauses bigint",
-    "metric_cohort_base": "cohort date, currency text, customers_start bigint, customers bigint, "
+    "metric_cohort_base": "cohort date, currency varchar(3), customers_start bigint, customers bigint, "
     "paying_customers bigint, run_start bigint, run_end bigint",
     "metric_rate_rows": "period text, definition text, currency text, customers_start bigint, "
     "customers_churned bigint, customer_churn_rate numeric, gross_mrr_churn numeric, net_mrr_churn numeric, "
     "nrr numeric, grr numeric, quick_ratio numeric, arpa numeric, ltv numeric, pause_rate numeric",
-    "metric_unseen": "event_id bigint, subscription_id bigint, customer_id bigint, event text, occurred_at timestamptz, "
-    "recorded_at timestamptz, plan text, payment_frequency text, amount_minor bigint, quantity integer, currency text",
+    "metric_unseen": "event_id bigint, subscription_id bigint, customer_id bigint, event text, "
+    "occurred_at timestamptz, recorded_at timestamptz, plan text, payment_frequency text, amount_minor bigint, quantity integer, currency text",
     "metric_affected": f"{_INTERVAL}, stood_before boolean NOT NULL",
     "metric_fresh": _INTERVAL,
-    "metric_cohort_changes": "cohort date, currency text, customers bigint, paying_customers bigint, run bigint",
-    "metric_cohorts": "cohort date, period date, currency text, customers_start bigint, customers bigint, "
+    "metric_cohort_changes": "cohort date, currency varchar(3), customers bigint, paying_customers bigint, run bigint",
+    "metric_cohorts": "cohort date, period date, currency varchar(3), customers_start bigint, customers bigint, "
     "paying_customers bigint, run_start bigint, run_end bigint",
 }
 _OF_ONE_PASS = (

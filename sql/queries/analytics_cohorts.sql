@@ -169,7 +169,7 @@ WHERE period = :period;
 -- description: The newest month whose cohorts are stored; null where none is.
 SELECT max(period) AS period FROM analytics.cohorts;
 
--- name: insert_cohort_changes(last, included, paused_churn_days)!
+-- name: insert_cohort_changes(month, month_end, included, paused_churn_days)!
 -- description: By what the cohorts of a month differ now that the affected intervals of touched customers are the fresh ones.
 INSERT INTO metric_cohort_changes (cohort, currency, customers, paying_customers, run)
 WITH intervals AS (
@@ -212,8 +212,7 @@ lives AS (
         i.was_so,
         i.is_so,
         i.status <> 'paused' OR :included AS counted,
-        least(i.valid_to, i.paused_since + make_interval(hours => 24 * cast(:paused_churn_days AS integer))) AS ends_at,
-        cast(:last AS timestamptz) + interval '1 month' AS month_end
+        least(i.valid_to, i.paused_since + make_interval(hours => 24 * cast(:paused_churn_days AS integer))) AS ends_at
     FROM intervals AS i
     WHERE i.status IN ('active', 'past_due', 'paused')
 ),
@@ -229,7 +228,7 @@ judged AS MATERIALIZED (
             OR l.ends_at >= date_trunc('month', l.valid_from) + interval '1 month',
             TRUE
         ) AS is_seen,
-        l.valid_from < l.month_end AND coalesce(l.ends_at >= l.month_end, TRUE) AS stands
+        l.valid_from < :month_end AND coalesce(l.ends_at >= :month_end, TRUE) AS stands
     FROM lives AS l
 ),
 
@@ -277,7 +276,7 @@ SELECT
     coalesce(sum(s.sign) FILTER (WHERE s.run > 0), 0) AS paying_customers,
     sum(s.sign * s.run) AS run
 FROM sides AS s
-WHERE s.cohort <= :last
+WHERE s.cohort <= :month
 GROUP BY s.cohort, s.currency;
 
 -- name: shift_cohorts(period)!

@@ -37,6 +37,7 @@ INNER JOIN metric_intervals AS i ON c.customer_id = i.customer_id;
 WITH chosen AS (
     INSERT INTO metric_customers (customer_id)
     SELECT DISTINCT t.customer_id FROM metric_subscriptions AS t
+    ORDER BY t.customer_id
     RETURNING customer_id
 )
 

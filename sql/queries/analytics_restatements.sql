@@ -12,11 +12,11 @@ SELECT s.day FROM analytics.snapshots AS s WHERE s.day = any(cast(:days AS date[
 -- name: create_causes()!
 -- description: The table of what was new to this refresh.
 CREATE TEMP TABLE metric_causes (
-    cause text,
+    cause varchar(7),
     customer_id bigint,
     subscription_id bigint,
     event_id bigint,
-    event text,
+    event varchar(13),
     occurred_at timestamptz,
     recorded_at timestamptz
 ) ON COMMIT DROP;
@@ -168,7 +168,7 @@ WHERE coalesce(b.annualised_minor, 0) <> coalesce(a.annualised_minor, 0);
 
 -- name: forget_earlier()!
 -- description: Drops what was kept for the comparison.
-DROP TABLE pg_temp.metric_moves, pg_temp.metric_causes, pg_temp.metric_earlier_summary, pg_temp.metric_earlier_movements;
+DROP TABLE IF EXISTS pg_temp.metric_moves, pg_temp.metric_causes, pg_temp.metric_earlier_summary, pg_temp.metric_earlier_movements;
 
 -- name: restatement_rows(first, last, known_at)
 -- description: Every restated figure of these days with what caused it, the newest restatement last.
