@@ -80,7 +80,8 @@ _TABLES = {
     "customers_churned bigint, customer_churn_rate numeric, gross_mrr_churn numeric, net_mrr_churn numeric, "
     "nrr numeric, grr numeric, quick_ratio numeric, arpa numeric, ltv numeric, pause_rate numeric",
     "metric_unseen": "event_id bigint, subscription_id bigint, customer_id bigint, event text, "
-    "occurred_at timestamptz, recorded_at timestamptz, plan text, payment_frequency text, amount_minor bigint, quantity integer, currency text",
+    "occurred_at timestamptz, recorded_at timestamptz, plan text, payment_frequency text, amount_minor bigint, "
+    "quantity integer, currency text",
     "metric_affected": f"{_INTERVAL}, stood_before boolean NOT NULL",
     "metric_fresh": _INTERVAL,
     "metric_cohort_changes": "cohort date, currency varchar(3), customers bigint, paying_customers bigint, run bigint",
