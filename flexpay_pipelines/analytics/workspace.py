@@ -301,7 +301,8 @@ class Workspace:
             named.insert_month_windows(self.connection, first=periods.first, last=periods.last)
         else:
             named.insert_day_windows(self.connection, first=periods.first, last=periods.last, span=days)
-        self._statistics("metric_windows")
+        # Crossed with other relations, one row or a thousand make a difference.
+        self.connection.execute("ANALYZE pg_temp.metric_windows")
 
     def native_rates(self) -> None:
         """Show every amount in its own currency."""
