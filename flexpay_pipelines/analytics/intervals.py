@@ -60,7 +60,6 @@ def bring_intervals_up_to_date(
         touched = _replay_everything(work, progress, second, meanwhile)
     else:
         named.insert_unseen(connection, event_high_water=mark, late=extent["late"])
-        named.touch_unseen(connection)
         touched = _replay_touched(work, asked, progress)
     unsettled = [*extent["gaps"]]
     if known is not None and writing & set(known["writers"]):
@@ -103,8 +102,7 @@ def _replay_touched(work: Workspace, asked: Span, progress: Callable[[str], None
     connection = work.connection
     named = queries("analytics_intervals")
     named.prefer_lookups(connection)
-    named.touch_moved_customers(connection)
-    connection.execute("ANALYZE pg_temp.metric_subscriptions")
+    named.touch_subscriptions(connection)
     touched = named.touched(connection)
     progress(f"Replaying the history of {touched['subscriptions']} subscriptions that have new events.")
     if not touched["subscriptions"]:

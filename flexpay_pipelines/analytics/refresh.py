@@ -84,8 +84,8 @@ def refresh(
         wanted = _days(connection, asked, touched.since)
         whole = Span("day", wanted[0], wanted[-1])
         base = compute(wanted) if second.there is None else None
-        keep_earlier(connection, ledger, wanted)
-        movements, changed = _keep(work, second, whole, wanted, base)
+        again = keep_earlier(connection, ledger, wanted)
+        movements, changed = _keep(work, second, whole, wanted, base, again=again)
         progress("Computing rates.")
         _compare_windows(work, second, whole, base)
         _keep_rates(connection, work, wanted)
@@ -198,23 +198,24 @@ def _is_stored(connection: Connection, day: date) -> bool:
 
 
 def _keep(
-    work: Workspace, second: SecondSession, whole: Span, days: list[date], base: date | None
+    work: Workspace, second: SecondSession, whole: Span, days: list[date], base: date | None, *, again: bool
 ) -> tuple[int, set[date]]:
-    """Write what differs; gives the number of movements written and the days that had other figures before."""
+    """Write what differs; gives the number of movements written and the days that had other figures before.
+
+    `again`: some of these days are stored already. Where there is a second session, none are.
+    """
     connection = work.connection
     named = queries("analytics_refresh")
-    with first_rows_of(connection, "analytics.mrr_movements") as first:
-        if first:
-            changed: set[date] = set()
-            movements: int = named.first_movements(connection, days=days)
+    changed: set[date] = set()
+    if again:
+        named.insert_movements(connection, days=days)
+        changed |= {row["day"] for row in named.drop_stale_movements(connection, days=days)}
+        movements: int = named.keep_movements(connection, days=days)
+    else:
+        with first_rows_of(connection, "analytics.mrr_movements"):
+            movements = named.first_movements(connection, days=days)
             if second.there is not None:
                 movements += queries("analytics_second_session").store_movements(connection)
-        else:
-            named.insert_movements(connection, days=days)
-            if second.there is not None:
-                queries("analytics_second_session").load_movements(connection)
-            changed = {row["day"] for row in named.drop_stale_movements(connection, days=days)}
-            movements = named.keep_movements(connection, days=days)
     for relation in ("metric_segment_changes", "metric_baseline"):
         second.pour(connection, relation, relation)
     work.add_up()

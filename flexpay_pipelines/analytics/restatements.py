@@ -57,8 +57,8 @@ def remember_ledger(connection: Connection) -> Ledger:
     return Ledger(None, None) if progress is None else Ledger(progress["event_high_water"], progress["gaps"])
 
 
-def keep_earlier(connection: Connection, ledger: Ledger, days: Collection[date]) -> None:
-    """Keep the stored figures of these days while they are written again, and what was new to this refresh.
+def keep_earlier(connection: Connection, ledger: Ledger, days: Collection[date]) -> bool:
+    """Keep the stored figures of these days while they are written again, and what was new; False where none are.
 
     To be called when the intervals are up to date and before the figures are.
     """
@@ -66,12 +66,13 @@ def keep_earlier(connection: Connection, ledger: Ledger, days: Collection[date])
     stored = [row["day"] for row in named.stored_among(connection, days=list(days))]
     named.create_causes(connection)
     if not stored:
-        return
+        return False
     if ledger.event_high_water is not None:
         named.insert_new_events(connection, event_high_water=ledger.event_high_water, gaps=ledger.gaps, last=stored[-1])
         named.insert_moves(connection)
     named.keep_earlier_summary(connection, days=stored)
     named.keep_earlier_movements(connection, days=stored)
+    return True
 
 
 def record_restatement(

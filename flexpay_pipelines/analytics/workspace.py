@@ -35,7 +35,7 @@ _INTERVAL = (
 # Text of any length makes a table of three relations: what is short says so, where nothing else is long.
 _TABLES = {
     "metric_currencies": "currency varchar(3) PRIMARY KEY",
-    "metric_subscriptions": "subscription_id bigint PRIMARY KEY, customer_id bigint NOT NULL, "
+    "metric_subscriptions": "subscription_id bigint NOT NULL, customer_id bigint NOT NULL, "
     "touched_from timestamptz NOT NULL",
     "metric_customers": "customer_id bigint NOT NULL",
     "metric_looked_up": _INTERVAL,
@@ -173,6 +173,7 @@ class Workspace:
 
     def look_up_touched(self) -> None:
         """Choose the customers of touched subscriptions, with their intervals as they are stored."""
+        self._statistics("metric_subscriptions")
         queries("analytics_movements").choose_touched_customers(self.connection)
         self._statistics("metric_looked_up")
 

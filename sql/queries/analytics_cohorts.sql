@@ -214,7 +214,7 @@ lives AS (
         i.status <> 'paused' OR :included AS counted,
         least(i.valid_to, i.paused_since + make_interval(hours => 24 * cast(:paused_churn_days AS integer))) AS ends_at
     FROM intervals AS i
-    WHERE i.status IN ('active', 'past_due', 'paused')
+    WHERE i.status IN ('active', 'past_due', 'paused') AND i.annualised_minor > 0
 ),
 
 -- A run rate that outlasts the month in which it began stands at a month end; at no other can it stand first. What lasts
@@ -222,7 +222,7 @@ lives AS (
 judged AS MATERIALIZED (
     SELECT
         l.*,
-        l.counted AND l.annualised_minor > 0
+        l.counted
         AND coalesce(
             l.ends_at - l.valid_from > interval '32 days'
             OR l.ends_at >= date_trunc('month', l.valid_from) + interval '1 month',

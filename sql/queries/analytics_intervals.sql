@@ -96,33 +96,37 @@ SELECT
     currency
 FROM beyond;
 
--- name: touch_unseen()!
--- description: The subscriptions that have such events, and since when they may differ.
-INSERT INTO metric_subscriptions (subscription_id, customer_id, touched_from)
-SELECT
-    subscription_id,
-    min(customer_id) AS customer_id,
-    min(occurred_at) AS touched_from
-FROM metric_unseen
-GROUP BY subscription_id;
-
--- name: touch_moved_customers()!
--- description: Subscriptions of customers whose country has changed since: all their history moves to the new segment.
+-- name: touch_subscriptions()!
+-- description: The subscriptions that have such events, and since when they may differ; those of customers whose country has
+-- changed since, all of whose history moves to the new segment.
 WITH moved AS (
     DELETE FROM analytics.moved_customers RETURNING customer_id
+),
+
+touched AS (
+    SELECT
+        u.subscription_id,
+        u.customer_id,
+        u.occurred_at AS touched_from
+    FROM metric_unseen AS u
+    UNION ALL
+    SELECT
+        i.subscription_id,
+        i.customer_id,
+        i.valid_from AS touched_from
+    FROM moved AS m
+    INNER JOIN analytics.run_rate_intervals AS i ON m.customer_id = i.customer_id
+    INNER JOIN billing.customers AS c ON i.customer_id = c.customer_id
+    WHERE c.country IS DISTINCT FROM i.country
 )
 
 INSERT INTO metric_subscriptions (subscription_id, customer_id, touched_from)
 SELECT
-    i.subscription_id,
-    min(i.customer_id) AS customer_id,
-    min(i.valid_from) AS touched_from
-FROM moved AS m
-INNER JOIN analytics.run_rate_intervals AS i ON m.customer_id = i.customer_id
-INNER JOIN billing.customers AS c ON i.customer_id = c.customer_id
-WHERE c.country IS DISTINCT FROM i.country
-GROUP BY i.subscription_id
-ON CONFLICT (subscription_id) DO UPDATE SET touched_from = least(metric_subscriptions.touched_from, excluded.touched_from);
+    t.subscription_id,
+    min(t.customer_id) AS customer_id,
+    min(t.touched_from) AS touched_from
+FROM touched AS t
+GROUP BY t.subscription_id;
 
 -- name: touched()^
 -- description: How many subscriptions are replayed, and the first instant from which any figure may differ.

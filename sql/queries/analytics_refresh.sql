@@ -35,7 +35,7 @@ WHERE m.period = any(cast(:days AS date[]))
 ON CONFLICT (day, customer_id, movement) DO NOTHING;
 
 -- name: first_movements(days)!
--- description: The movements of these days where none are stored yet.
+-- description: Stores the movements of these days where none are stored yet.
 INSERT INTO analytics.mrr_movements (day, customer_id, movement, currency, annualised_minor)
 SELECT
     m.period,

@@ -32,14 +32,3 @@ WHERE m.period = any(cast(:days AS date[]));
 -- name: store_movements()!
 -- description: Stores the staged movements.
 INSERT INTO analytics.mrr_movements SELECT * FROM analytics.staged_movements;
-
--- name: load_movements()!
--- description: The staged movements for comparison with those that are stored.
-INSERT INTO metric_movements (period, customer_id, movement, currency, amount)
-SELECT
-    day,
-    customer_id,
-    movement,
-    currency,
-    annualised_minor
-FROM analytics.staged_movements;

@@ -48,7 +48,7 @@ COMPANY = (
     "DROP TABLE lives",
 )
 
-# The day after: changes of terms, pauses, cancellations and new subscribers.
+# A day after: changes of terms, pauses, cancellations and new subscribers; each day of others.
 NEW_DAY = (
     "SET session_replication_role = replica",
     "INSERT INTO billing.subscription_events (subscription_id, customer_id, event, occurred_at, recorded_at, plan,"
@@ -56,8 +56,8 @@ NEW_DAY = (
     " SELECT s.subscription_id, s.customer_id,"
     " (ARRAY['changed', 'changed', 'paused', 'canceled', 'started'])[1 + n %% 5], at, at,"
     " s.plan, s.payment_frequency, s.amount_minor + 300, 1, s.currency, 'import'"
-    " FROM (SELECT n, 1 + (n::bigint * 7919) %% %(all)s AS subscription_id,"
-    " timestamptz '2024-01-01' + (%(days)s + n / (%(new)s + 1.0)) * interval '1 day' AS at"
+    " FROM (SELECT n, 1 + ((%(day)s * %(new)s + n)::bigint * 7919) %% %(all)s AS subscription_id,"
+    " timestamptz '2024-01-01' + (%(days)s + %(day)s + n / (%(new)s + 1.0)) * interval '1 day' AS at"
     " FROM generate_series(1, %(new)s) AS n) AS e"
     " JOIN billing.subscriptions AS s USING (subscription_id)",
 )
