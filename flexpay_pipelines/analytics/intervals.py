@@ -55,11 +55,15 @@ def bring_intervals_up_to_date(
         known = None  # Another ledger.
     writing = set(named.ledger_writers(connection))
     mark, gaps = (0, _multirange([])) if known is None else (known["event_high_water"], known["gaps"])
+    if known is None:
+        named.see_all_arrived(connection)
+    else:
+        named.insert_unseen(connection, event_high_water=mark, gaps=gaps)
+        named.see_unseen_arrived(connection)
     extent = named.ledger_extent(connection, event_high_water=mark, gaps=gaps)
     if known is None:
         touched = _replay_everything(work, progress, second, meanwhile)
     else:
-        named.insert_unseen(connection, event_high_water=mark, late=extent["late"])
         touched = _replay_touched(work, asked, progress)
     unsettled = [*extent["gaps"]]
     if known is not None and writing & set(known["writers"]):

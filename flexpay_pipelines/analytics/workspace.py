@@ -126,15 +126,12 @@ class Workspace:
         """The policy on pauses as parameters of the statements."""
         return {"included": self.policy.paused == "included", "paused_churn_days": self.policy.paused_churn_days}
 
-    def _statistics(self, *relations: str) -> None:
+    def _statistics(self, relation: str) -> None:
         from psycopg import sql  # noqa: PLC0415 - the code location loads without it
 
         # What fits on a few pages costs more to analyse than any plan for it.
-        large = queries("analytics_windows").larger_than(
-            self.connection, relations=[f"pg_temp.{name}" for name in relations], size=WORTH_STATISTICS
-        )
-        for row in large:
-            self.connection.execute(sql.SQL("ANALYZE {}").format(sql.SQL(row["relation"])))
+        if queries("analytics_windows").size(self.connection, relation=f"pg_temp.{relation}") > WORTH_STATISTICS:
+            self.connection.execute(sql.SQL("ANALYZE pg_temp.{}").format(sql.Identifier(relation)))
 
     def replay_touched(self) -> None:
         """Fill metric_fresh with the intervals of touched subscriptions since they were, as the ledger has them now.
@@ -241,7 +238,6 @@ class Workspace:
         began = "-infinity" if back_to is None else midnight(self.connection, back_to)
         named = queries("analytics_movements")
         named.insert_plural(self.connection)
-        self._statistics("metric_plural")
         if back_to is not None:
             named.insert_paid_before(self.connection, back_to=began, **self.pauses)
         named.insert_changes(
@@ -270,7 +266,6 @@ class Workspace:
         queries("analytics_windows").insert_periods(
             self.connection, grain=periods.grain, first=periods.first, last=periods.last
         )
-        self._statistics("metric_periods")
         segments = queries("analytics_segments")
         within = {"first": periods.first, "last": periods.last}
         if "customer" in kinds:
@@ -289,7 +284,7 @@ class Workspace:
 
     def add_up(self) -> None:
         """From changes to start, movements and end."""
-        self._statistics("metric_segment_changes", "metric_baseline")
+        self._statistics("metric_segment_changes")
         queries("analytics_summary").insert_summary(self.connection)
         self._statistics("metric_summary")
 
@@ -430,7 +425,7 @@ def _drop(connection: Connection, *others: str) -> None:
     names = [sql.Identifier("pg_temp", name) for name in (*others, *_TABLES)]
     connection.execute(
         "DROP VIEW IF EXISTS pg_temp.metric_chosen, pg_temp.metric_replayed, pg_temp.metric_events,"
-        " pg_temp.metric_ledger, pg_temp.metric_payers, pg_temp.metric_fx_rates"
+        " pg_temp.metric_ledger, pg_temp.metric_payers, pg_temp.metric_arrived, pg_temp.metric_fx_rates"
     )
     connection.execute("DROP TABLE IF EXISTS pg_temp.metric_repeated")
     connection.execute(sql.SQL("DROP TABLE {} CASCADE").format(sql.SQL(", ").join(names)))

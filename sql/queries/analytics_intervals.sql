@@ -14,13 +14,23 @@ FROM pg_locks
 WHERE locktype = 'relation' AND relation = cast('billing.subscription_events' AS regclass) AND mode = 'RowExclusiveLock'
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND pid <> pg_backend_pid();
 
+-- name: see_all_arrived#
+-- description: The view metric_arrived: the whole ledger is new.
+CREATE TEMP VIEW metric_arrived AS
+SELECT event_id FROM billing.subscription_events;
+
+-- name: see_unseen_arrived#
+-- description: The same where only what is in metric_unseen is.
+CREATE TEMP VIEW metric_arrived AS
+SELECT event_id FROM metric_unseen;
+
 -- name: ledger_extent(event_high_water, gaps)^
--- description: How far the ledger goes beyond the mark, how many events are new, and which smaller ids nobody has committed.
+-- description: How far what has arrived goes beyond the mark, how many events it is, and which smaller ids nobody has committed.
 WITH beyond AS (
     SELECT
         coalesce(max(event_id), :event_high_water) AS event_high_water,
         count(*) AS events
-    FROM billing.subscription_events
+    FROM metric_arrived
     WHERE event_id > :event_high_water
 ),
 
@@ -29,7 +39,7 @@ arrived AS (
     SELECT
         event_id,
         lag(event_id, 1, :event_high_water) OVER (ORDER BY event_id) AS previous_id
-    FROM billing.subscription_events
+    FROM metric_arrived
     WHERE event_id > :event_high_water AND (SELECT b.event_high_water - :event_high_water <> b.events FROM beyond AS b)
 ),
 
@@ -40,34 +50,28 @@ skipped AS (
 ),
 
 late AS (
-    SELECT e.event_id
-    FROM unnest(cast(:gaps AS int8multirange)) AS g (ids)
-    INNER JOIN billing.subscription_events AS e ON e.event_id >= lower(g.ids) AND e.event_id < upper(g.ids)
-),
-
-late_ids AS (
     SELECT
         count(*) AS events,
-        coalesce(range_agg(int8range(event_id, event_id, '[]')), '{}') AS late
-    FROM late
+        coalesce(range_agg(int8range(event_id, event_id, '[]')), '{}') AS ids
+    FROM metric_arrived
+    WHERE event_id <= :event_high_water
 )
 
 SELECT
     b.event_high_water,
     b.events + l.events AS events,
     k.gaps,
-    l.late,
-    cast(:gaps AS int8multirange) - l.late AS still_missing
+    cast(:gaps AS int8multirange) - l.ids AS still_missing
 FROM beyond AS b
 CROSS JOIN skipped AS k
-CROSS JOIN late_ids AS l;
+CROSS JOIN late AS l;
 
 -- name: ledger_end()$
 -- description: The largest event_id.
 SELECT coalesce(max(event_id), 0) AS event_id FROM billing.subscription_events;
 
--- name: insert_unseen(event_high_water, late)!
--- description: The events above the mark or committed late below it.
+-- name: insert_unseen(event_high_water, gaps)!
+-- description: The events above the mark, and those whose ids were missing below it.
 INSERT INTO metric_unseen (
     event_id, subscription_id, customer_id, event, occurred_at, recorded_at, plan, payment_frequency, amount_minor, quantity,
     currency
@@ -78,7 +82,7 @@ WITH beyond AS (
     WHERE e.event_id > :event_high_water
     UNION ALL
     SELECT e.*
-    FROM unnest(cast(:late AS int8multirange)) AS g (ids)
+    FROM unnest(cast(:gaps AS int8multirange)) AS g (ids)
     INNER JOIN billing.subscription_events AS e ON e.event_id >= lower(g.ids) AND e.event_id < upper(g.ids)
 )
 

@@ -48,8 +48,6 @@ SELECT
     cast(m.at + interval '1 month' AS date) - 1 AS last_day
 FROM generate_series(cast(:first AS timestamp), cast(:last AS timestamp), '1 month') AS m (at);
 
--- name: larger_than(relations, size)
--- description: Those of the relations that are larger than so many bytes.
-SELECT r.relation
-FROM unnest(cast(:relations AS text [])) AS r (relation)
-WHERE pg_relation_size(cast(r.relation AS regclass)) > :size;
+-- name: size(relation)$
+-- description: How many bytes a relation takes.
+SELECT pg_relation_size(cast(:relation AS regclass)) AS bytes;
