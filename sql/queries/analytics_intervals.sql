@@ -258,9 +258,10 @@ SELECT
 FROM billing.customers;
 
 -- name: create_replay#
--- description: The view metric_replayed: the events of metric_ledger, with what their customers in metric_payers are, as intervals.
+-- description: The view metric_replayed: the events of metric_ledger as intervals of their customers, who are in metric_payers.
 -- One sort, one pass. A state is a letter, an event what it makes of each: unstarted, trial, active, due, paused, suspended,
--- canceled. A pause lasts since the first request after whatever neither pauses nor changes: all else ends it. Crowded: three events or more at once.
+-- canceled. A pause lasts since the first request after whatever neither pauses nor changes: all else ends it. Crowded: three
+-- events or more at once.
 CREATE TEMP TABLE metric_repeated (event_id bigint PRIMARY KEY) ON COMMIT DROP;
 CREATE TEMP VIEW metric_events AS
 SELECT * FROM metric_ledger WHERE event_id NOT IN (SELECT event_id FROM metric_repeated);

@@ -1,6 +1,7 @@
 -- name: choose_customers(since, until, paused_churn_days)!
 -- description: Looks up customers with a boundary in [since, until): an interval that begins there, or a pause that ages out.
--- Events open intervals and pauses: those that open no interval choose somebody of whom nothing changes.
+-- Events open intervals and pauses: those that open no interval choose somebody of whom nothing changes. In order, what is
+-- looked up lies side by side.
 WITH chosen AS (
     INSERT INTO metric_customers (customer_id)
     (
@@ -8,17 +9,24 @@ WITH chosen AS (
         FROM billing.subscription_events AS e
         WHERE e.occurred_at >= :since AND e.occurred_at < :until
         UNION ALL
-        SELECT e.customer_id
-        FROM billing.subscription_events AS e
-        WHERE e.event = 'paused'
-            AND e.occurred_at >= :since - make_interval(hours => 24 * cast(:paused_churn_days AS integer))
-            AND e.occurred_at < :until - make_interval(hours => 24 * cast(:paused_churn_days AS integer))
-            AND EXISTS (
+        SELECT p.customer_id
+        FROM (
+            SELECT
+                e.customer_id,
+                e.subscription_id,
+                e.occurred_at
+            FROM billing.subscription_events AS e
+            WHERE e.event = 'paused'
+                AND e.occurred_at >= :since - make_interval(hours => 24 * cast(:paused_churn_days AS integer))
+                AND e.occurred_at < :until - make_interval(hours => 24 * cast(:paused_churn_days AS integer))
+            ORDER BY e.subscription_id
+        ) AS p
+        WHERE EXISTS (
                 SELECT 1 FROM metric_intervals AS i
-                WHERE i.subscription_id = e.subscription_id AND i.valid_from >= e.occurred_at AND i.paused_since = e.occurred_at
+                WHERE i.subscription_id = p.subscription_id AND i.valid_from >= p.occurred_at AND i.paused_since = p.occurred_at
                     AND (
                         i.valid_to IS NULL
-                        OR i.valid_to > e.occurred_at + make_interval(hours => 24 * cast(:paused_churn_days AS integer))
+                        OR i.valid_to > p.occurred_at + make_interval(hours => 24 * cast(:paused_churn_days AS integer))
                     )
             )
     )
@@ -71,7 +79,7 @@ GROUP BY customer_id
 HAVING count(*) > 1;
 
 -- name: insert_paid_before(included, paused_churn_days, back_to)!
--- description: The chosen customers' subscriptions that paid more than nothing at the end of some day before their history begins.
+-- description: The chosen customers' subscriptions that paid more than nothing at the end of a day before their history begins.
 INSERT INTO metric_paid_before (subscription_id, customer_id)
 SELECT DISTINCT
     i.subscription_id,

@@ -121,8 +121,8 @@ WHERE metric_window_pairs.customer_id = pauses.customer_id AND metric_window_pai
     AND metric_window_pairs.last_change = pauses.last_change;
 
 -- name: insert_window_steps(span, base)!
--- description: Both ends of each window compared and classed as one period: from which window on and by what they differ from those
--- before, and on which day that is known. A pair lasts until its first change leaves the window; a next change ends it before.
+-- description: Both ends of each window compared and classed as one period: from which window on and by what they differ from
+-- those before, and on which day that is known. A pair lasts until its first change leaves the window; a next change ends it.
 INSERT INTO metric_window_steps (
     known, period, currency, customers_churned, joined, joined_churned, new, reactivation, expansion, contraction, churn, lost
 )
@@ -194,7 +194,7 @@ WHERE e.known > coalesce(cast(:base AS date), '-infinity')
 GROUP BY e.known, e.period, c.currency;
 
 -- name: insert_window_changes(span, base)!
--- description: What both ends of each window amount to: the sum of the steps up to it, on top of a stored window where there is one.
+-- description: What both ends of each window amount to: the sum of the steps up to it, on top of a stored window if there is one.
 INSERT INTO metric_window_changes (
     period, currency, customers_churned, joined, joined_churned, new, reactivation, expansion, contraction, churn, lost
 )

@@ -168,7 +168,8 @@ WHERE coalesce(b.annualised_minor, 0) <> coalesce(a.annualised_minor, 0);
 
 -- name: forget_earlier()!
 -- description: Drops what was kept for the comparison.
-DROP TABLE IF EXISTS pg_temp.metric_moves, pg_temp.metric_causes, pg_temp.metric_earlier_summary, pg_temp.metric_earlier_movements;
+DROP TABLE IF EXISTS pg_temp.metric_moves, pg_temp.metric_causes, pg_temp.metric_earlier_summary,
+pg_temp.metric_earlier_movements;
 
 -- name: restatement_rows(first, last, known_at)
 -- description: Every restated figure of these days with what caused it, the newest restatement last.

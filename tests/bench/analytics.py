@@ -3,7 +3,7 @@
 Rebuild: from the ledger to stored intervals, movements and summaries of every day of 24 months, in one transaction;
 the rates over 30 days and the cohorts, which the same refresh computes, are measured with it and apart. The floor sorts
 every event by customer and time and writes as many rows. The spine is one row for each customer and month, as in dbt's
-MRR playbook; a new day costs it all of that again. A new day is the median of three in a row. `BENCH_SUBSCRIPTIONS`
+MRR playbook; a new day costs it all of that again. A new day is the median of five in a row. `BENCH_SUBSCRIPTIONS`
 (a number) measures another size.
 """
 
@@ -30,7 +30,7 @@ FIRST = date(2024, 1, 1)
 LAST = FIRST + timedelta(days=DAYS - 1)
 CLOCK = FixedClock(datetime(2026, 1, 1, tzinfo=UTC))
 FLOOR_ROUNDS = 3
-DAY_ROUNDS = 3
+DAY_ROUNDS = 5
 FLOOR_LIMIT = 2.5
 SPINE_SHARE = 1 / 4
 DAY_SHARE = 1 / 100
