@@ -250,14 +250,9 @@ def _keep_steps(work: Workspace, whole: Span, days: list[date], base: date | Non
 
 
 def _value(work: Workspace) -> None:
-    """The rates of the windows, at the exchange rates that are known; amounts in one currency need none."""
+    """The rates of the windows, at the exchange rates that are known; a window whose amounts are in one needs none."""
     work.reporting_rates(work.policy.reporting_currency)
-    if work.missing_rate(rolling=True) is not None:
-        if len(work.currencies()) == 1:
-            work.connection.execute("TRUNCATE pg_temp.metric_rates")
-            work.native_rates()
-        else:
-            work.settle_unknown_rates()
+    work.settle_unknown_rates()
     queries("analytics_rates").insert_rate_rows(work.connection, definition=DEFINITION)
 
 

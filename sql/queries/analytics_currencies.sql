@@ -33,7 +33,7 @@ LEFT JOIN LATERAL (
 ) AS n ON TRUE;
 
 -- name: settle_unknown_rates()!
--- description: Where a rate that is needed is unknown: amounts in their own currency if it is one, else none at all.
+-- description: Where an amount needs a rate that is unknown: all amounts in their own currency if it is one, else none at all.
 WITH amounts AS (
     SELECT
         w.period,
@@ -50,7 +50,7 @@ w.last_period AS period,
 TRUE AS at_the_end
     ) AS e
     INNER JOIN metric_summary AS s ON e.period = s.period AND s.kind = 'total'
-    WHERE s.customers <> 0 OR s.run_end <> 0 OR s.subscriptions <> 0 OR s.paused_subscriptions <> 0
+    WHERE s.run_end <> 0
     UNION ALL
     SELECT
         c.period,

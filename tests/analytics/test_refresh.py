@@ -97,36 +97,6 @@ def test_any_order_of_refreshes_and_arrivals_gives_the_same(
         assert len(movements(billing, start=FIRST, end=LAST, grain="day")) == len(in_steps["mrr_movements"])
 
 
-@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
-@given(events=histories(max_events=40), late=st.integers(0, 8))
-def test_day_by_day_gives_what_one_refresh_gives(billing: Connection, events: list[Event], late: int) -> None:
-    """Each day is built on the day before: its summary, its windows of 30 days, the cohorts of its month."""
-    begun = FIRST + timedelta(days=50)
-    last = begun + timedelta(days=6)
-    tardy, punctual = events[:late], events[late:]
-    with billing.transaction(force_rollback=True):
-        # Rates of days before the first customer of a currency have no row: all are known from the start.
-        write(
-            billing,
-            [
-                replace(event("changed", 0), subscription=f"{name}-0", customer=name, currency=CURRENCY[name])
-                for name in CURRENCY
-            ],
-        )
-        write(billing, [e for e in punctual if e.occurred_at.date() <= begun])
-        refresh(billing, start=FIRST, end=begun, clock=CLOCK)
-        for number in range(1, (last - begun).days + 1):
-            day = begun + timedelta(days=number)
-            write(billing, [e for e in punctual if e.occurred_at.date() == day])
-            write(billing, tardy[number - 1 :: 6])
-            refresh(billing, start=day, end=day, clock=CLOCK)
-        in_steps = contents(billing)
-        for table in (*TABLES, "interval_progress", "snapshots"):
-            billing.execute(f"DELETE FROM analytics.{table}")  # noqa: S608
-        refresh(billing, start=FIRST, end=last, clock=CLOCK)
-        assert contents(billing) == in_steps
-
-
 def test_a_second_refresh_changes_nothing(billing: Connection) -> None:
     write(billing, [event("started", 1), event("paused", 5), event("resumed", 9), event("canceled", 30)])
     first = refresh(billing, start=FIRST, end=FIRST + timedelta(days=40), clock=CLOCK)

@@ -26,7 +26,7 @@ def _row(ratio: Ratio, day: str) -> str:
     verdict = "holds" if ratio.holds else "MISSED"
     return (
         f"| {day} | {ratio.what} | {ratio.ours:.2f} {ratio.unit} | {ratio.floor_is} {ratio.floor:.2f} {ratio.unit} "
-        f"| {ratio.times:.2f} | {ratio.limit:g} | {verdict} |"
+        f"| {ratio.times:.3g} | {ratio.limit:.3g} | {verdict} |"
     )
 
 
