@@ -115,3 +115,21 @@ def test_days_whose_steps_are_not_stored_are_no_base_and_get_them(company: Conne
     in_steps = {table: rows for table, rows in contents(company).items() if table != "churn_steps"}
     complete = anew(company, FIRST + timedelta(days=51), MetricPolicy())
     assert {table: rows for table, rows in complete.items() if table != "churn_steps"} == in_steps
+
+
+def test_a_pause_lasts_since_it_was_asked_for_however_often_it_is_gone_on_with(company: Connection) -> None:
+    """What the replay goes on from knows the beginning of the pause, not only of the last interval."""
+    for day in (50, 60, 70):
+        write(company, [event("changed", day, subscription="bob-1", customer="bob", currency="USD", amount_minor=day)])
+        refresh(company, start=FIRST + timedelta(days=day), end=FIRST + timedelta(days=day), clock=CLOCK)
+    begun = company.execute(
+        "SELECT DISTINCT paused_since FROM analytics.run_rate_intervals WHERE status = 'paused'"
+    ).fetchall()
+    assert begun == [{"paused_since": event("paused", 10).occurred_at}]
+    write(company, [event("resumed", 80, subscription="bob-1", customer="bob", currency="USD")])
+    refresh(company, start=FIRST + timedelta(days=80), end=FIRST + timedelta(days=80), clock=CLOCK)
+    last = company.execute(
+        "SELECT status, paused_since FROM analytics.run_rate_intervals WHERE valid_to IS NULL AND event_id ="
+        " (SELECT max(event_id) FROM billing.subscription_events)"
+    ).fetchall()
+    assert last == [{"status": "active", "paused_since": None}]
