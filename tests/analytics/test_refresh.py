@@ -22,7 +22,7 @@ from flexpay_pipelines.analytics import (
 from flexpay_pipelines.clock import FixedClock
 from flexpay_pipelines.database import Connection, advisory_lock, opened
 from flexpay_pipelines.errors import BadInput, TransientError
-from tests.analytics.ledger import CURRENCY, DAYS, ORIGIN, histories, write
+from tests.analytics.ledger import DAYS, ORIGIN, histories, write
 from tests.analytics.reference import Event
 
 CLOCK = FixedClock(datetime(2026, 1, 1, tzinfo=UTC))
