@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flexpay_pipelines.analytics import MetricPolicy, refresh
+from flexpay_pipelines.analytics import MetricPolicy, interval_breaks, refresh
 from flexpay_pipelines.database import Connection
 from tests.analytics.ledger import CURRENCY, histories, write
 from tests.analytics.reference import Event
@@ -133,3 +133,15 @@ def test_a_pause_lasts_since_it_was_asked_for_however_often_it_is_gone_on_with(c
         " (SELECT max(event_id) FROM billing.subscription_events)"
     ).fetchall()
     assert last == [{"status": "active", "paused_since": None}]
+
+
+def test_a_wrong_stored_interval_is_found_and_mended_by_beginning_anew(company: Connection) -> None:
+    """What the runbook says."""
+    last = FIRST + timedelta(days=49)
+    before = contents(company)
+    company.execute("UPDATE analytics.run_rate_intervals SET valid_to = valid_to - interval '1 hour', plan = 'wrong'")
+    assert "gap" in {each["problem"] for each in interval_breaks(company)}
+    company.execute("DELETE FROM analytics.interval_progress")
+    refresh(company, start=last, end=last, clock=CLOCK)
+    assert "gap" not in {each["problem"] for each in interval_breaks(company)}
+    assert contents(company) == before
