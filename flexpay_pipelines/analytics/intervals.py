@@ -7,7 +7,7 @@ the figures (`refresh`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from typing import Any
 
@@ -25,12 +25,14 @@ class Touched:
     """What a refresh replayed: how many subscriptions, since when they may differ, how far the ledger was read.
 
     `cohorts`: the month whose stored cohorts differ by what these customers were and are; None: count them anew.
+    `anew`: the whole ledger was read.
     """
 
     subscriptions: int
     since: datetime | None
     event_high_water: int
     cohorts: date | None = None
+    anew: bool = False
 
 
 def bring_intervals_up_to_date(
@@ -75,7 +77,7 @@ def bring_intervals_up_to_date(
         gaps=_multirange(unsettled),
         writers=named.ledger_writers(connection),
     )
-    return Touched(touched.subscriptions, touched.since, extent["event_high_water"], touched.cohorts)
+    return replace(touched, event_high_water=extent["event_high_water"], anew=known is None)
 
 
 def _multirange(ranges: list[Any]) -> Any:

@@ -16,7 +16,7 @@ from flexpay_pipelines.analytics.bulk import first_rows_of
 from flexpay_pipelines.analytics.days import day_of, time_zone
 from flexpay_pipelines.analytics.intervals import bring_intervals_up_to_date
 from flexpay_pipelines.analytics.policy import DEFINITION, ROLLING_DAYS, STRIPE_DEFINITION, MetricPolicy, Span, span
-from flexpay_pipelines.analytics.restatements import keep_earlier, record_restatement, remember_ledger
+from flexpay_pipelines.analytics.restatements import keep_earlier, record_restatement, remember_moves
 from flexpay_pipelines.analytics.second_session import SecondSession, shared_out
 from flexpay_pipelines.analytics.stored_cohorts import keep_cohorts
 from flexpay_pipelines.analytics.workspace import STORED_KINDS, Workspace, lead_in, stored_workspace
@@ -70,7 +70,7 @@ def refresh(
         shared_out(whole_work, possible=ours) as (work, second),
     ):
         _forget_other_policies(connection, policy)
-        ledger = remember_ledger(connection)
+        remember_moves(connection)
         rates = list(queries("analytics_knowledge").unvalued_rates(connection))
 
         def compute(days: list[date]) -> date | None:
@@ -84,7 +84,7 @@ def refresh(
         wanted = _days(connection, asked, touched.since)
         whole = Span("day", wanted[0], wanted[-1])
         base = compute(wanted) if second.there is None else None
-        again = keep_earlier(connection, ledger, wanted)
+        again = keep_earlier(connection, wanted, anew=touched.anew)
         movements, changed = _keep(work, second, whole, wanted, base, again=again)
         progress("Computing rates.")
         _compare_windows(work, second, whole, base)
@@ -94,7 +94,7 @@ def refresh(
         keep_cohorts(work, second, whole, touched)
         restated = [day for day in changed if _is_stored(connection, day)]
         revalued = _revalue(work, wanted, rates, clock.now())
-        record_restatement(connection, ledger, restated, revalued, clock.now())
+        record_restatement(connection, restated, revalued, clock.now(), anew=touched.anew)
         queries("analytics_refresh").keep_snapshots(
             connection,
             days=wanted,

@@ -23,14 +23,6 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Ledger:
-    """How much of the ledger the stored figures held before a refresh; None: nothing."""
-
-    event_high_water: int | None
-    gaps: Any
-
-
-@dataclass(frozen=True, slots=True)
 class Restatement:
     """What one refresh restated: its days and what was new, and as tables totals before and after, and the causes.
 
@@ -50,25 +42,24 @@ class Restatement:
     causes: list[Row]
 
 
-def remember_ledger(connection: Connection) -> Ledger:
-    """What is known before a refresh looks at the ledger; within its transaction."""
+def remember_moves(connection: Connection) -> None:
+    """Keep who has moved to another country before a refresh takes note of it; within its transaction."""
     queries("analytics_restatements").remember_moves(connection)
-    progress = queries("analytics_intervals").interval_progress(connection)
-    return Ledger(None, None) if progress is None else Ledger(progress["event_high_water"], progress["gaps"])
 
 
-def keep_earlier(connection: Connection, ledger: Ledger, days: Collection[date]) -> bool:
+def keep_earlier(connection: Connection, days: Collection[date], *, anew: bool) -> bool:
     """Keep the stored figures of these days while they are written again, and what was new; False where none are.
 
-    To be called when the intervals are up to date and before the figures are.
+    `anew`: the whole ledger was read, and no event of it is named. To be called when the intervals are up to date and
+    before the figures are.
     """
     named = queries("analytics_restatements")
     stored = [row["day"] for row in named.stored_among(connection, days=list(days))]
     named.create_causes(connection)
     if not stored:
         return False
-    if ledger.event_high_water is not None:
-        named.insert_new_events(connection, event_high_water=ledger.event_high_water, gaps=ledger.gaps, last=stored[-1])
+    if not anew:
+        named.insert_new_events(connection, last=stored[-1])
         named.insert_moves(connection)
     named.keep_earlier_summary(connection, days=stored)
     named.keep_earlier_movements(connection, days=stored)
@@ -76,7 +67,7 @@ def keep_earlier(connection: Connection, ledger: Ledger, days: Collection[date])
 
 
 def record_restatement(
-    connection: Connection, ledger: Ledger, days: Collection[date], revalued: Collection[date], now: datetime
+    connection: Connection, days: Collection[date], revalued: Collection[date], now: datetime, *, anew: bool
 ) -> None:
     """Keep what `days` were before and why they are otherwise; nothing where there are none.
 
@@ -85,9 +76,7 @@ def record_restatement(
     named = queries("analytics_restatements")
     if days or revalued:
         named.drop_later_causes(connection, last=max(days, default=date.min))
-        restatement = named.insert_restatement(
-            connection, restated_at=now, days=sorted({*days, *revalued}), whole=ledger.event_high_water is None
-        )
+        restatement = named.insert_restatement(connection, restated_at=now, days=sorted({*days, *revalued}), anew=anew)
         named.insert_restatement_causes(connection, restatement_id=restatement)
         if days:
             named.insert_restated_figures(connection, restatement_id=restatement, days=sorted(days))

@@ -21,27 +21,9 @@ CREATE TEMP TABLE metric_causes (
     recorded_at timestamptz
 ) ON COMMIT DROP;
 
--- name: insert_new_events(event_high_water, gaps, last)!
+-- name: insert_new_events(last)!
 -- description: Events that the refresh before had not seen and that occurred up to the end of a day.
 INSERT INTO metric_causes (cause, customer_id, subscription_id, event_id, event, occurred_at, recorded_at)
-WITH progress AS (
-    SELECT
-        event_high_water,
-        cast(:gaps AS int8multirange) - gaps AS filled
-    FROM analytics.interval_progress
-),
-
-unseen AS (
-    SELECT e.*
-    FROM progress AS p
-    INNER JOIN billing.subscription_events AS e ON p.event_high_water >= e.event_id AND e.event_id > :event_high_water
-    UNION ALL
-    SELECT e.*
-    FROM progress AS p
-    CROSS JOIN LATERAL unnest(p.filled) AS g (ids)
-    INNER JOIN billing.subscription_events AS e ON e.event_id >= lower(g.ids) AND e.event_id < upper(g.ids)
-)
-
 SELECT
     'event' AS cause,
     customer_id,
@@ -50,7 +32,7 @@ SELECT
     event,
     occurred_at,
     recorded_at
-FROM unseen
+FROM metric_unseen
 WHERE occurred_at < cast(cast(:last AS date) + 1 AS timestamptz);
 
 -- name: insert_moves()!
@@ -77,14 +59,14 @@ WHERE m.customer_id IN (SELECT c.customer_id FROM metric_causes AS c) AND m.day 
 -- description: What occurred after the last day that changed has changed nothing that was stored.
 DELETE FROM metric_causes WHERE occurred_at >= cast(cast(:last AS date) + 1 AS timestamptz);
 
--- name: insert_restatement(restated_at, days, whole)$
--- description: Records that days were restated; whole: the ledger was read anew, and no event is named.
+-- name: insert_restatement(restated_at, days, anew)$
+-- description: Records that days were restated; anew: the whole ledger was read, and no event is named.
 INSERT INTO analytics.restatements (restated_at, days, time_zone, events, moved_customers)
 SELECT
     :restated_at,
     cast(:days AS date[]) AS days,
     current_setting('TimeZone') AS time_zone,
-    CASE WHEN NOT :whole THEN count(*) FILTER (WHERE c.cause = 'event') END AS events,
+    CASE WHEN NOT :anew THEN count(*) FILTER (WHERE c.cause = 'event') END AS events,
     count(*) FILTER (WHERE c.cause = 'country') AS moved_customers
 FROM metric_causes AS c
 RETURNING restatement_id;
