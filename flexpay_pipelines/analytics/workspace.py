@@ -215,7 +215,7 @@ class Workspace:
     def choose_customers(self, since: date | None, until: date) -> None:
         """Restrict the pass to customers of whom something changes on [since, until); all where `since` is None.
 
-        Customers who were looked up before stay in it: nothing of them changes then.
+        Customers who were looked up before stay in it: who does not change then adds nothing.
         """
         named = queries("analytics_movements")
         if since is None:
