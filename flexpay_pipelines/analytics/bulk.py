@@ -16,8 +16,8 @@ COARSE_STATISTICS = "SET LOCAL default_statistics_target = 10"
 
 
 @contextmanager
-def first_rows_of(connection: Connection, table: str) -> Iterator[bool]:
-    """Whether `table` is empty; if so, it has no index inside and all of them again afterwards.
+def first_rows_of(connection: Connection, table: str) -> Iterator[None]:
+    """Where `table` is empty, it has no index inside and all of them again afterwards.
 
     Nobody reads from an empty table, so that nobody waits for the lock that this takes until the transaction ends.
     """
@@ -25,7 +25,7 @@ def first_rows_of(connection: Connection, table: str) -> Iterator[bool]:
 
     named = queries("analytics_refresh")
     if not named.is_empty(connection, relation=table):
-        yield False
+        yield
         return
     name = sql.Identifier(*table.split("."))
     indexes = list(named.index_definitions(connection, relation=table))
@@ -35,7 +35,7 @@ def first_rows_of(connection: Connection, table: str) -> Iterator[bool]:
             connection.execute(sql.SQL("ALTER TABLE {} DROP CONSTRAINT {}").format(name, constraint))
         else:
             connection.execute(f"DROP INDEX {index['index_name']}".encode())
-    yield True
+    yield
     for index in indexes:
         definition = sql.SQL(index["definition"])
         if index["constraint_name"]:

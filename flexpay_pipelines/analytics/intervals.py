@@ -95,6 +95,7 @@ def _replay_everything(
     progress(f"Replaying the history of all {ledger['subscriptions']} subscriptions.")
     connection.execute("DELETE FROM analytics.run_rate_intervals")
     connection.execute("DELETE FROM analytics.moved_customers")
+    queries("analytics_currencies").insert_currencies(connection)
     with first_rows_of(connection, "analytics.run_rate_intervals"):
         work.replay_everything()
         if second.there is not None:

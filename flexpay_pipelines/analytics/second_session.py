@@ -89,21 +89,20 @@ class SecondSession:
         if self._staged is not None:
             self._staged.result()
 
-    def pour(self, connection: Connection, theirs: str, ours: str) -> int:
-        """Wait for what was started, and add the rows of its relation to ours of the same columns; gives how many."""
+    def pour(self, connection: Connection, theirs: str, ours: str) -> None:
+        """Wait for what was started, and add the rows of its relation to ours of the same columns."""
         from psycopg import sql  # noqa: PLC0415
 
         while self._running:
             self._running.pop(0).result()
         if self.there is None:
-            return 0
+            return
         read = sql.SQL("COPY (SELECT * FROM {}) TO STDOUT (FORMAT binary)").format(sql.Identifier(theirs))
         write = sql.SQL("COPY {} FROM STDIN (FORMAT binary)").format(sql.Identifier(ours))
         receiver = connection.cursor()
         with copied(self.there.connection, read) as blocks, receiver.copy(write) as into:
             for block in blocks:
                 into.write(block)
-        return receiver.rowcount
 
 
 @contextmanager

@@ -80,7 +80,9 @@ WHERE metric_rates.period = windows.period;
 
 -- name: insert_currencies()!
 -- description: The currencies that customers pay in, looked for once.
-INSERT INTO metric_currencies (currency) SELECT DISTINCT currency FROM billing.customers;
+INSERT INTO metric_currencies (currency)
+SELECT DISTINCT currency FROM billing.customers
+ON CONFLICT (currency) DO NOTHING;
 
 -- name: insert_stored_currencies()!
 -- description: The same as far as figures are stored; 0 where none are.

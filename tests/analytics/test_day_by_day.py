@@ -117,6 +117,14 @@ def test_days_whose_steps_are_not_stored_are_no_base_and_get_them(company: Conne
     assert {table: rows for table, rows in complete.items() if table != "churn_steps"} == in_steps
 
 
+def test_beginning_anew_sees_a_currency_that_is_new(company: Connection) -> None:
+    write(company, [event("started", 50, subscription="dot-1", customer="dot", currency="JPY")])
+    company.execute("DELETE FROM analytics.interval_progress")
+    refresh(company, start=FIRST + timedelta(days=50), end=FIRST + timedelta(days=50), clock=CLOCK)
+    found = company.execute("SELECT DISTINCT currency FROM analytics.churn_amounts WHERE new_minor > 0").fetchall()
+    assert {row["currency"] for row in found} == {"EUR", "USD", "JPY"}
+
+
 def test_a_pause_lasts_since_it_was_asked_for_however_often_it_is_gone_on_with(company: Connection) -> None:
     """What the replay goes on from knows the beginning of the pause, not only of the last interval."""
     for day in (50, 60, 70):
